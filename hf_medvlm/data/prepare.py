@@ -1,0 +1,216 @@
+"""A corpus as it was downloaded -> one master file, with counts and reasons: what `recipes/prepare_data.py` does.
+
+The command line stands in `prepare_options.py`, what a corpus looks like in `sources/`.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from hf_medvlm.data.chat import to_llava, with_conversations
+from hf_medvlm.data.convert_images import convert_images
+from hf_medvlm.data.files import atomic_open, write_json
+from hf_medvlm.data.findings import label_report
+from hf_medvlm.data.prepare_options import read_corpus
+from hf_medvlm.data.quality import (
+    apply_label_policy,
+    check_studies,
+    drop_broken_images,
+    drop_images,
+    find_leakage,
+    refuse_leakage,
+    without_images,
+)
+from hf_medvlm.data.sources.base import Corpus, Rejected, link_priors
+from hf_medvlm.data.sources.mimic_cxr import MimicTables, load_studies, read_tables
+from hf_medvlm.data.splits import assign_splits
+from hf_medvlm.data.study import Study
+from hf_medvlm.data.summary import Tally, summarise, tally, to_csv, to_markdown
+
+BLOCK = 2000
+"""Studies of MIMIC-CXR that a worker takes at a time; a corpus of fewer than two blocks needs no workers."""
+
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+_worker: list[Any] = []  # the tables and the options, once for each worker
+
+
+@dataclass
+class Block:
+    """What came of some patients: their part of the master file, what was left out, and what is counted of them."""
+
+    text: bytes = b""
+    rejected: list[Rejected] = field(default_factory=list)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    leaks: dict[str, list[str]] = field(default_factory=dict)
+
+
+def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
+    """Write the master file and, beside it, `rejected.jsonl` and `statistics.json`, `.md`, `.csv`.
+
+    Each file is written beside and renamed, the master file last: where it stands, it is whole, and so are the others.
+
+    Returns:
+        The statistics, and what was left out.
+
+    Raises:
+        ValueError: a corpus that cannot be read; a patient in two splits; nothing is left.
+    """
+    if not options.root.is_dir():
+        raise ValueError(f"--root {options.root} is no folder")
+    out: Path = options.out
+    rejected: list[Rejected] = []
+    tallies: dict[str, Tally] = {}
+    leaks: dict[str, list[str]] = {}
+    with no_garbage_collection(), atomic_open(out, "wb") as handle:
+        for block in _blocks(options):
+            handle.write(block.text)
+            rejected += block.rejected
+            leaks |= block.leaks
+            for split, counted in block.tallies.items():
+                tallies.setdefault(split, Tally()).add(counted)
+        refuse_leakage(leaks)
+        if not tallies:
+            raise ValueError(f"{options.root}: no study is left; left out: {_named(rejected)}")
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        left_out = dict(sorted(Counter(entry.reason for entry in rejected).items()))
+        summary = {"settings": settings, **summarise(tallies), "left_out": left_out}
+        with atomic_open(out.with_name("rejected.jsonl")) as beside:
+            beside.writelines(_encode(asdict(entry)) + "\n" for entry in rejected)
+        write_json(out.with_name("statistics.json"), summary)
+        for suffix, text in ((".md", to_markdown(summary)), (".csv", to_csv(summary))):
+            with atomic_open(out.with_name(f"statistics{suffix}")) as beside:
+                beside.write(text)
+    return summary, rejected
+
+
+def report(summary: dict[str, Any], rejected: Sequence[Rejected], options: Namespace) -> None:
+    """Print the tables, the first entry left out for each reason, and how to train on what was written."""
+    print(to_markdown(summary))
+    for entry in {entry.reason: entry for entry in reversed(rejected)}.values():
+        print(f"left out, for example: {entry}")
+    print(f"{options.out}: {summary['splits']['all']['studies']} studies; {len(rejected)} entries in rejected.jsonl")
+    print(f"Train with --dataset {options.out} --image_folder {_copies(options) if options.convert else options.root}")
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Millions of small objects live until the end and hold no cycles; looking for some again and again took a third
+    of the time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _blocks(options: Namespace) -> Iterator[Block]:
+    """The corpus in one block; MIMIC-CXR, unless its pixels are read or a JSON document is wanted, in many, since
+    repeated rows, priors, splits and leaks are matters of one patient."""
+    if options.corpus != "mimic-cxr":
+        yield _process(read_corpus(options), options)
+        return
+    tables = read_tables(options.root, options.image_suffix)
+    yield Block(rejected=tables.rejected)
+    if len(tables.study_ids) < 2 * BLOCK or options.convert or options.verify_images or options.format == "llava":
+        yield _process(load_studies(tables, tables.study_ids), options)
+        return
+    blocks = tables.blocks(BLOCK)
+    with ProcessPoolExecutor(options.workers, initializer=_start_worker, initargs=(tables, options)) as pool:
+        done = pool.map(_process_studies, blocks)
+        yield from tqdm(done, "Preparing studies", len(blocks), unit=f" x {BLOCK} studies", disable=None)
+
+
+def _start_worker(tables: MimicTables, options: Namespace) -> None:
+    gc.disable()
+    _worker[:] = tables, options
+
+
+def _process_studies(study_ids: Sequence[str]) -> Block:
+    tables, options = _worker
+    return _process(load_studies(tables, study_ids), options, is_part=True)
+
+
+def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block:
+    """Take off what cannot be trained on; labels by the stated policy, priors among those left, a split for each."""
+    check_studies(corpus, options.min_characters)
+    if options.convert:
+        _convert(corpus, options)
+    elif options.verify_images:
+        drop_broken_images(corpus, options.root, options.workers)
+    studies = corpus.studies
+    if options.labels == "text":
+        studies = _label_texts(studies, 1 if is_part else options.workers)
+    studies = link_priors(apply_label_policy(studies, options.label_policy), corpus.linked)
+    if options.rows == "image":
+        studies = one_row_per_image(studies)
+    leaks = find_leakage(studies)
+    studies = assign_splits(studies, options.seed, options.validate, options.test, fill=not is_part)
+    if options.format == "llava":
+        samples = [to_llava(study) for study in with_conversations(studies)]
+        text = json.dumps(samples, indent=2, ensure_ascii=False) + "\n"
+    else:
+        text = "".join([_encode(study.to_dict()) + "\n" for study in studies])
+    return Block(text.encode(), corpus.rejected, tally(studies), leaks)
+
+
+def _copies(options: Namespace) -> Path:
+    """The folder of the converted images."""
+    return Path(options.image_cache or f"{options.out.with_suffix('')}_png{options.size or ''}")
+
+
+def _convert(corpus: Corpus, options: Namespace) -> None:
+    """Let image paths lead to PNG copies; an image that cannot be read has none, and is taken off."""
+    paths = (image.path for study in corpus.studies for image in study.images)
+    copies, broken = convert_images(paths, options.root, _copies(options), options.size, options.workers)
+    drop_images(corpus, broken, options.root)
+    corpus.studies = [
+        replace(study, images=tuple(replace(image, path=copies[image.path]) for image in study.images))
+        for study in corpus.studies
+    ]
+
+
+def _label_texts(studies: Sequence[Study], workers: int | None = None) -> list[Study]:
+    """The studies with the 14 states that `findings.label_report` reads in their text, in parallel."""
+    texts = [study.text() for study in studies]
+    if workers == 1 or len(studies) < BLOCK:
+        found = [label_report(text) for text in texts]
+    else:
+        with ProcessPoolExecutor(workers) as pool:
+            labelled = pool.map(label_report, texts, chunksize=64)
+            found = list(tqdm(labelled, "Labelling reports", len(texts), unit="report", disable=None))
+    return [replace(study, labels=labels) for study, labels in zip(studies, found, strict=True)]
+
+
+def one_row_per_image(studies: Iterable[Study]) -> list[Study]:
+    """A row for each frontal image, the laterals behind it; its id is the study's and the file's name, and its prior is
+    the first row of the prior study."""
+    rows, first = [], {}
+    for study in studies:
+        frontal = [number for number, image in enumerate(study.images) if image.is_frontal] or [0]
+        for number in frontal:
+            row = without_images(study, [other for other in frontal if other != number])
+            row = replace(row, study_id=f"{study.study_id}-{Path(study.images[number].path).stem}")
+            first.setdefault(study.study_id, row.study_id)
+            rows.append(row)
+    return [
+        replace(row, prior_study_id=first[row.prior_study_id]) if row.prior_study_id in first else row for row in rows
+    ]
+
+
+def _named(rejected: Sequence[Rejected]) -> str:
+    counts = Counter(entry.reason for entry in rejected)
+    first = f"; the first: {rejected[0]}" if rejected else ""
+    return (", ".join(f"{count} {reason}" for reason, count in counts.most_common()) or "nothing") + first

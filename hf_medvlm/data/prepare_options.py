@@ -1,0 +1,123 @@
+"""The command line of `recipes/prepare_data.py`: a corpus, its options, and a YAML file of defaults for them."""
+
+from __future__ import annotations
+
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, BooleanOptionalAction, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_medvlm.data.quality import LABEL_POLICIES
+from hf_medvlm.data.sources.base import Corpus, nearest
+from hf_medvlm.data.sources.iu_xray import load_iu_xray
+from hf_medvlm.data.sources.roco import load_roco
+from hf_medvlm.data.sources.table import load_table
+
+
+def parse_options(argv: Sequence[str] | None = None, description: str = "") -> Namespace:
+    """The options of one corpus; `--config x.yaml` sets defaults, the command line wins.
+
+    Raises:
+        ValueError: an option or a key of the YAML file that the corpus does not have; the message names its neighbour.
+    """
+    import sys
+
+    given = list(sys.argv[1:] if argv is None else argv)
+    parser, corpora = _parser(description)
+    if given and given[0] in corpora and "--config" in given[:-1]:
+        path = given[given.index("--config") + 1]
+        given[1:1] = _yaml_options(path, corpora[given[0]])
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        names = [name for action in corpora[options.corpus]._actions for name in action.option_strings]
+        raise ValueError(f"{options.corpus}: unknown option {unknown[0]!r}{nearest(unknown[0].split('=')[0], names)}")
+    if options.size is not None and (options.size < 16 or not options.convert):
+        raise ValueError(
+            f"--size is the longer side of the copies that --convert png makes, 16 or more; got {options.size}"
+        )
+    if options.min_characters < 1:
+        raise ValueError(f"--min_characters must be at least 1, got {options.min_characters}")
+    return options
+
+
+def read_corpus(options: Namespace) -> Corpus:
+    """Read IU X-ray, ROCO or a table from `options.root` (`prepare` reads MIMIC-CXR in parts).
+
+    Raises:
+        ValueError: the folder holds no such corpus, or a broken one; the message names the file and the line.
+    """
+    root = options.root
+    if options.corpus == "iu-xray":
+        return load_iu_xray(root)
+    if options.corpus == "roco":
+        return load_roco(root, options.chest_xray)
+    table = root / options.table if (root / options.table).exists() else options.table
+    return load_table(
+        *(table, options.image_column, options.text_columns, options.patient_column),
+        *(options.split_column, options.date_column, root, root),
+    )
+
+
+def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
+    style = {"formatter_class": ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    common = ArgumentParser(add_help=False, allow_abbrev=False)
+    add = common.add_argument
+    add("--root", required=True, type=Path, help="the corpus as it was downloaded; image paths are relative to it")
+    add(
+        "--out", required=True, type=Path, help="the master file; rejected.jsonl and statistics.* are written beside it"
+    )
+    add("--config", type=Path, help="a YAML file of these options")
+    add("--format", choices=("studies", "llava"), default="studies", help="a JSONL of studies, or LLaVA's JSON")
+    add("--rows", choices=("study", "image"), default="study", help="one row a study, or one a frontal image")
+    add("--min_characters", type=int, default=30, help="shorter texts are left out")
+    add("--verify_images", action=BooleanOptionalAction, default=False, help="decode every image")
+    add("--convert", choices=("png",), help="write copies of the images and let the paths lead to them")
+    add("--size", type=int, help="longer side of the copies in pixels; without it they keep theirs")
+    add("--image_cache", type=Path, help="folder of the copies; by default beside --out")
+    add("--labels", choices=("corpus", "text"), default="corpus", help="the corpus's own, or read from the reports")
+    add("--label_policy", choices=tuple(LABEL_POLICIES), default="keep", help="what becomes of uncertain findings")
+    add("--validate", type=float, default=0.1, help="share of the patients, where the corpus has no split of its own")
+    add("--test", type=float, default=0.1, help="share of the patients, likewise")
+    add("--seed", type=int, default=0, help="of the split")
+    add("--workers", type=int, help="processes; by default as many as there are processors")
+
+    parser = ArgumentParser(description=description, **style)
+    kinds = parser.add_subparsers(dest="corpus", required=True)
+    mimic = kinds.add_parser("mimic-cxr", parents=[common], help="MIMIC-CXR and MIMIC-CXR-JPG", **style)
+    mimic.add_argument("--image_suffix", choices=(".jpg", ".dcm", ".png"), help="of the image files; else looked up")
+    iu_xray = kinds.add_parser("iu-xray", parents=[common], help="Open-i, Kaggle or R2Gen files", **style)
+    roco = kinds.add_parser("roco", parents=[common], help="ROCO, its repository or the Kaggle files", **style)
+    roco.add_argument("--chest_xray", action=BooleanOptionalAction, default=False, help="only chest radiographs")
+    table = kinds.add_parser("table", parents=[common], help="any table with images and text", **style)
+    table.add_argument(
+        "--table",
+        required=True,
+        help="a file or data set in --root, or a Hub id; images inside it are exported to --root",
+    )
+    table.add_argument("--image_column", default="image", help="column of the image paths")
+    table.add_argument("--text_columns", help="names divided by commas; else findings, impression, report if there")
+    table.add_argument("--patient_column", help="tells patients apart; else patient_id if there")
+    table.add_argument("--split_column", help="holds train, validate, test; else split if it does")
+    table.add_argument("--date_column", help="orders a patient's studies; else study_date if there")
+    return parser, {"mimic-cxr": mimic, "iu-xray": iu_xray, "roco": roco, "table": table}
+
+
+def _yaml_options(path: str, parser: ArgumentParser) -> list[str]:
+    """The YAML file's keys as command-line words, so that types and choices are checked as there."""
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: options are `name: value` lines, found a {type(values).__name__}")
+    names = {action.dest for action in parser._actions if action.option_strings} - {"help", "config"}
+    words = []
+    for name, value in values.items():
+        if name not in names:
+            raise ValueError(f"{path}: unknown key {name!r}{nearest(str(name), names)}")
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif value is not None:
+            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+    return words

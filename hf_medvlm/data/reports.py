@@ -1,0 +1,134 @@
+"""Report text -> sections -> sentences. Knows MIMIC-CXR's layout of a report; labels nothing.
+
+The section rules are those of MIT-LCP/mimic-cxr @ 3190146 (`txt/section_parser.py`, `create_section_files.py`), written
+anew, odd cases included, because the published section and label files were made with them. A newer copy
+(MIT-LCP/mimic-code @ 8bcbd19, `mimic-iv-cxr/txt`) differs in one number only: the start of `last_paragraph`, which
+there counts the blank line that divides it from the text before; `Section.start` here is always the true start.
+The study lists that the original names by hand (54 studies, none of them in `mimic_cxr_sectioned.csv`) are not kept.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+# A newline, exactly one space, capitals, a colon, one white space.
+_HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
+
+_TARGETS = {
+    "preamble": ("preamble",),
+    "impression": (
+        *("impression", "conclusion", "findings and impression", "findings/impression", "findings/ impression"),
+        *("impresson", "imprression", "imoression", "impressoin", "imprssion", "impresion", "imperssion", "mpression"),
+        *("impession", "ndication"),  # "ndication" stands above an impression in the one report that has it
+    ),
+    "findings": (
+        *("findings", "finding", "reference findings", "chest, two views", "findins", "findindgs", "findgings"),
+        *("findngs", "findnings", "finidngs"),
+    ),
+    "comparison": (
+        *("comparison", "comparisons", "reference exam", "comparison exam", "comparison film", "comparision"),
+        *("comparsion", "comparrison", "comparisions"),
+    ),
+    "indication": ("indication", "reason for examination", "reason for exam", "clinical indication", "idication"),
+    "history": ("history", "clinical history", "clinical information", "patient history", "pfi"),
+    "examination": ("examination", "exam", "type of examination"),
+    "recommendations": ("recommendations", "recommendation(s)", "recommendation"),
+    "wet read": ("wet read", "wetread"),
+    **{name: (name,) for name in ("technique", "notification", "addendum", "date", "comment")},
+}
+_EXACT = {header: name for name, headers in _TARGETS.items() for header in headers}
+_CONTAINED = ("impression", "findings", "history", "comparison", "addendum")
+_VIEWS = (
+    *("chest", "portable", "pa and lateral", "lateral and pa", "ap and lateral", "lateral and ap", "frontal and"),
+    *("two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window"),
+    *("frontal upright", "frontal semi-upright", "ribs", "pa and lat"),
+)
+LABEL_SECTIONS = ("impression", "findings", "last_paragraph")
+"""Where MIMIC-CXR's labellers read: the first of these that a report has."""
+
+
+class Section(NamedTuple):
+    """One section of a report; `text` is not stripped, `start` is its place in the report."""
+
+    name: str
+    text: str
+    start: int
+
+
+def _section_name(header: str) -> str:
+    name = header.lower().strip()
+    if name in _EXACT:
+        return _EXACT[name]
+    contained = next((main for main in _CONTAINED if main in name), None)
+    return contained or ("findings" if any(view in name for view in _VIEWS) else name)
+
+
+def split_sections(text: str) -> list[Section]:
+    """Cut a report in MIMIC-CXR's layout (every line begins with one space) into sections, in order.
+
+    What stands before the first header is "preamble"; without any header the whole is one "full report". Empty
+    findings and impressions are dropped. Where neither is left, the last section is cut at its first blank line and
+    what follows it is "last_paragraph".
+    """
+    header = _HEADER.search(text)
+    if header is None:
+        sections = [Section("full report", text, 0)]
+    else:
+        sections = [Section("preamble", text[: header.start(1)], 0)]
+    while header is not None:
+        name, start = _section_name(header[1]), header.end()
+        # As in the original: on from the first newline of the section. Where a header ends its line, `\s` has taken
+        # that newline, and a header on the very next line goes unseen.
+        header = _HEADER.search(text, max(text.find("\n", start), start))
+        body = text[start : header.start() if header else len(text)]
+        if body.strip() or name not in ("impression", "findings"):
+            sections.append(Section(name, body, start))
+    if not {"impression", "findings"} & {section.name for section in sections}:
+        name, body, start = sections[-1]
+        before, blank, after = body.partition("\n \n")
+        if blank:
+            sections[-1] = Section(name, before, start)
+            sections.append(Section("last_paragraph", after, start + len(before) + len(blank)))
+    return sections
+
+
+def select_sections(text: str) -> dict[str, str]:
+    """The last section of each name, stripped. `findings`, `impression`, `last_paragraph`, `comparison`, `indication`
+    and `history` are always there, "" where the report has none."""
+    named = {"findings": "", "impression": "", "last_paragraph": "", "comparison": "", "indication": "", "history": ""}
+    return named | {section.name: section.text.strip() for section in split_sections(text)}
+
+
+def label_text(sections: dict[str, str]) -> str:
+    """The text that MIMIC-CXR's labels were made from: impression, else findings, else the last paragraph, else ""."""
+    return next((sections[name] for name in LABEL_SECTIONS if sections.get(name)), "")
+
+
+# The end of a sentence; a full stop without a space only between a word and a capital ("clear.No effusion").
+_END = re.compile(
+    r"[.?!]+[\"')\]]*(?=\s|$)|(?<=[a-z]{2})\.(?=[A-Z])|\n[ \t]*\n|\n(?=\s*(?:\(?\d{1,2}[.)]|[-*\u2022])\s)"
+)
+_ITEM = re.compile(r"^(?:\(?\d{1,2}[.)]|[-*\u2022])(?:\s+|$)")
+_ABBREVIATION = re.compile(
+    r"\b(?:dr|drs|mr|mrs|ms|md|vs|approx|e\.g|i\.e|cf|fig|ca|esp|incl|resp|st|[a-z]\.[a-z])\.$", re.IGNORECASE
+)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a report, white space collapsed, list numbers and bullets taken off.
+
+    Made for radiology reports: "1. No effusion. 2. Stable." gives two sentences, "5.5 cm", "vs." and "Dr. ___" none
+    too many; de-identified words (`___`, `XXXX`) are words; a lower-cased text is split as well; a blank line ends a
+    sentence, a mere line break does not.
+    """
+    found, start = [], 0
+    for end in _END.finditer(text):
+        piece = text[start : end.end()]
+        if _ABBREVIATION.search(piece[-12:]):
+            continue
+        found.append(piece)
+        start = end.end()
+    found.append(text[start:])
+    stripped = (_ITEM.sub("", " ".join(piece.split())) for piece in found)
+    return [sentence for sentence in stripped if sentence.strip(".?! ")]

@@ -1,0 +1,48 @@
+"""Fixtures of the whole suite: made-up studies, made once; no network; two cores."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+importlib.import_module("evaluate")  # the library, before a test puts recipes/ with its evaluate.py on the path
+sys.path.insert(0, str(Path(__file__).parent))  # tests/families.py and the other helpers of the tests
+
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The root of the repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data and golden outputs beside the checkout; tests that need it skip without it."""
+    if not SHARED.is_dir():
+        pytest.skip("no ../shared beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where made-up studies are kept for the whole test session, subprocesses included."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["HF_MEDVLM_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def splits(cache: Path):
+    """Sixty made-up studies at 64 pixels."""
+    from hf_medvlm.data.load import load_splits
+
+    return load_splits(synthetic_studies=60, synthetic_size=64)
