@@ -1,0 +1,80 @@
+"""Studies -> batches of pairs for the dual encoders: one frontal image, the report's tokens, and which reports are
+the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import ProcessorMixin
+
+from hf_medvlm.collators.pixels import read_pixels
+from hf_medvlm.data.rows import Row, as_rows
+from hf_medvlm.data.study import Study
+
+
+def same_text(text: str) -> str:
+    """What two texts must share to be the same report: the words, whatever the case and the white space."""
+    return " ".join(text.lower().split())
+
+
+def pair_id(text: str) -> int:
+    """A number of 63 bits for `same_text`: the same in every process and run."""
+    return int.from_bytes(hashlib.blake2b(same_text(text).encode(), digest_size=8).digest(), "big") >> 1
+
+
+@dataclass
+class PairCollator:
+    """Reads the frontal image, tokenises the report, marks repeated reports.
+
+    Args:
+        processor: image processor and tokenizer of the dual encoder.
+        image_folder: what `StudyImage.path` is relative to.
+        sections: the parts of the study that are the text, in this order; the whole report where none is there.
+        max_length: tokens of a text at most; longer ones are cut. Batches are padded to their longest text, not to
+            this.
+        training: augment the images.
+
+    Example: three studies, the last two with one and the same report, pad id 0, give
+        `pixel_values` (3, 3, H, W), `input_ids` [[2, 7, 9, 3], [2, 7, 3, 0], [2, 7, 3, 0]],
+        `attention_mask` [[1, 1, 1, 1], [1, 1, 1, 0], [1, 1, 1, 0]], `pair_ids` [81, 22, 22].
+    """
+
+    processor: ProcessorMixin
+    image_folder: str | Path
+    sections: tuple[str, ...] = ("findings", "impression")
+    max_length: int = 256
+    training: bool = False
+    seed: int = 0
+
+    def text(self, study: Study) -> str:
+        """The text that the image is paired with."""
+        return study.text(self.sections)
+
+    def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
+        """`input_ids` and `attention_mask` (number of texts, T), padded on the right to the longest."""
+        batch = self.processor.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.max_length,
+            padding_side="right",
+            return_tensors="pt",
+        )
+        return {name: batch[name] for name in ("input_ids", "attention_mask")}
+
+    def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
+        rows = as_rows(rows)
+        texts = [self.text(row.study) for row in rows]
+        images = [(row, row.study.frontal) for row in rows]
+        return {
+            "pixel_values": read_pixels(
+                images, self.image_folder, self.processor.image_processor, self.training, self.seed
+            ),
+            **self.tokenize(texts),
+            "pair_ids": torch.tensor([pair_id(text) for text in texts]),
+        }

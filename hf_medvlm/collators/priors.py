@@ -1,0 +1,120 @@
+"""Studies -> batches for `BioViLTModel`: an image and, where there is one, the image before it; text and labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_medvlm.collators.pairs import PairCollator
+from hf_medvlm.collators.pixels import read_pixels
+from hf_medvlm.data.rows import Row, as_rows
+from hf_medvlm.data.study import Study
+from hf_medvlm.labels import IGNORE_INDEX
+
+logger = logging.getLogger(__name__)
+
+PROGRESSIONS = ("improving", "stable", "worsening")
+"""MS-CXR-T's classes (Bannur et al. 2023, PhysioNet `ms-cxr-t`), in the order of the model's logits."""
+
+
+def find_priors(studies: Iterable[Study]) -> dict[str, Study]:
+    """study_id -> the prior study that `prior_study_id` names, where it is among `studies` and has an image.
+
+    Priors that are not there are counted in a warning; their studies are taken as studies without a prior.
+
+    Raises:
+        ValueError: a prior of another patient, or one that is newer than the study; the message names both.
+    """
+    by_id = {study.study_id: study for study in studies}
+    found, absent = {}, 0
+    for study in by_id.values():
+        if study.prior_study_id is None:
+            continue
+        prior = by_id.get(study.prior_study_id)
+        if prior is None or prior.frontal is None:
+            absent += 1
+            continue
+        check_prior(study, prior)
+        found[study.study_id] = prior
+    if absent:
+        logger.warning("%d studies name a prior that is not in the data set; they count as having none", absent)
+    return found
+
+
+def check_prior(study: Study, prior: Study) -> None:
+    """Raise `ValueError` unless `prior` is of the same patient, and no newer, as far as the dates tell."""
+    if prior.patient_id != study.patient_id:
+        raise ValueError(
+            f"study {study.study_id!r} of patient {study.patient_id!r} names {prior.study_id!r} as its prior, which is "
+            f"of patient {prior.patient_id!r}; correct prior_study_id"
+        )
+    if study.study_date and prior.study_date:
+        known = min(len(study.study_date), len(prior.study_date))  # ISO 8601 sorts as text; a date may lack its time
+        if prior.study_date[:known] > study.study_date[:known] or prior.study_id == study.study_id:
+            raise ValueError(
+                f"study {study.study_id!r} of {study.study_date} names {prior.study_id!r} of {prior.study_date} as its "
+                "prior, which is no earlier; correct prior_study_id or study_date"
+            )
+
+
+def progression_labels(study: Study, findings: Iterable[str]) -> list[int]:
+    """Class of each finding out of `study.extra["progression"]`, or `IGNORE_INDEX`.
+
+    Raises:
+        ValueError: a class that is none of `PROGRESSIONS`; the message names the study.
+    """
+    states: Mapping[str, str] = study.extra.get("progression") or {}
+    labels = []
+    for finding in findings:
+        state = states.get(finding)
+        if state is not None and state not in PROGRESSIONS:
+            raise ValueError(
+                f"study {study.study_id!r}: progression of {finding!r} is {state!r}; use {', '.join(PROGRESSIONS)}"
+            )
+        labels.append(IGNORE_INDEX if state is None else PROGRESSIONS.index(state))
+    return labels
+
+
+@dataclass
+class PriorCollator(PairCollator):
+    """`PairCollator` with the previous image and labels.
+
+    Args:
+        priors: study_id -> its prior, of `find_priors`; without any, no study has a previous image.
+        progression_findings, findings: names in the order of the model's logits; without names no labels are made.
+
+    The current and the previous image of a study are augmented alike, so that what moved between them is the patient.
+
+    Example: two studies of which the first has a prior, one progression finding and no findings, give
+        `pixel_values` and `previous_pixel_values` (2, 3, H, W), the second row of the latter 0, `has_previous`
+        [True, False], `input_ids` and `attention_mask` (2, T), `pair_ids` (2,), `progression` [[2], [-100]].
+    """
+
+    priors: Mapping[str, Study] = field(default_factory=dict)
+    progression_findings: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+
+    def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
+        rows = as_rows(rows)
+        batch = super().__call__(rows)
+        has_previous = torch.tensor([row.study.study_id in self.priors for row in rows])
+        previous = torch.zeros_like(batch["pixel_values"])
+        later = [row for row in rows if row.study.study_id in self.priors]
+        if later:
+            images = [(row, self.priors[row.study.study_id].frontal) for row in later]
+            processor = self.processor.image_processor
+            previous[has_previous] = read_pixels(images, self.image_folder, processor, self.training, self.seed)
+        batch |= {"previous_pixel_values": previous, "has_previous": has_previous}
+        if self.progression_findings:
+            labels = [progression_labels(row.study, self.progression_findings) for row in rows]
+            # without the previous image nothing can be said of a change
+            batch["progression"] = torch.tensor(labels).masked_fill(~has_previous[:, None], IGNORE_INDEX)
+        if self.findings:
+            states = [[row.study.labels.get(name) for name in self.findings] for row in rows]
+            known = [[state if state in (0, 1) else IGNORE_INDEX for state in row] for row in states]
+            batch["findings"] = torch.tensor(known)
+        return batch

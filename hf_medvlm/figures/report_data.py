@@ -1,0 +1,252 @@
+"""A run as the plain data that the report page shows: scores, curves, findings, studies. Knows no HTML.
+
+What is large (pictures and heat maps) stands apart as `blobs`, which the page unpacks when it comes to them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hf_medvlm.figures.bars import best_baselines, findings_table
+from hf_medvlm.figures.confusion import confusion_matrices
+from hf_medvlm.figures.curves import group_axis, loss_series, schedule_series, validation_series
+from hf_medvlm.figures.heatmaps import image_paths, mapped_image, open_image
+from hf_medvlm.figures.marks import agreement, compare, mark
+from hf_medvlm.figures.results import (
+    GROUPS,
+    OTHER,
+    Run,
+    group_of,
+    is_fraction,
+    is_number,
+    larger_is_better,
+    protocol_of,
+)
+from hf_medvlm.figures.roc import roc_curves
+from hf_medvlm.labels import CHEXPERT_14
+
+IMAGE_SIDE, SMALL_SIDE, MANY_STUDIES = 512, 320, 500
+"""Pixels of the longer side, and of the longer side where a report holds `MANY_STUDIES` or more."""
+MAP_SIDE = 32
+MOST_POINTS = 400  # of a curve: more cannot be seen on a screen
+RUN_KEYS = """model_class dataset sources licences split_sizes patients rejected parameters trainable_parameters steps
+    epochs seconds seed device processes command hf_medvlm python versions data_hash""".split()
+HIGHLIGHTS = 3  # best, worst and typical studies each
+
+
+@dataclass
+class Page:
+    """`head` is all but the studies; `studies` refer to `jpegs` (None where unreadable) and `maps` by index."""
+
+    head: dict[str, Any]
+    studies: list[dict[str, Any]] = field(default_factory=list)
+    jpegs: list[bytes | None] = field(default_factory=list)
+    maps: list[str] = field(default_factory=list)
+
+
+def collect(run: Run) -> Page:
+    """Everything the page shows. Images are read in parallel; one that cannot be read is shown by its reason."""
+    page = Page(_head(run))
+    paths = list(dict.fromkeys(path for p in run.predictions for path in image_paths(p)))
+    side = IMAGE_SIDE if len(run.predictions) < MANY_STUDIES else SMALL_SIDE
+    pictures = dict(zip(paths, _read_images(run, paths, side), strict=True))
+    places = {path: place for place, path in enumerate(paths)}
+    page.jpegs = [pictures[path][0] for path in paths]
+    for number, prediction in enumerate(run.predictions):
+        study = _study(number, prediction, page.maps)
+        views = _views(prediction)
+        study["images"] = [
+            {"view": view, "blob": places[path], "size": pictures[path][1], "broken": pictures[path][2]}
+            for path, view in zip(image_paths(prediction), views, strict=True)
+        ]
+        study["views"] = sorted({*filter(None, views), str(prediction.get("view") or "")} - {""}) or ["unknown"]
+        page.studies.append(study)
+    _pick_highlights(page)
+    return page
+
+
+def _head(run: Run) -> dict[str, Any]:
+    info = run.info
+    stated = {key: info[key] for key in RUN_KEYS if info.get(key) not in (None, "", {}, [])}
+    baselines = best_baselines(run)
+    rows: dict[str, list] = {title: [] for title in (*GROUPS, OTHER)}
+    for name, value in run.metrics.items():
+        if "/" in name:
+            continue
+        rows[group_of(name)].append(
+            {
+                "name": name,
+                "value": value if is_number(value) else None,
+                "interval": run.intervals.get(name),
+                "baselines": baselines[name],
+                "protocol": protocol_of(name, run.protocol),
+                "up": larger_is_better(name),
+                "fraction": is_number(value) and is_fraction(name, value),
+            }
+        )
+    per_finding = [{"name": name} | _finite(row) for name, row in findings_table(run).items()]
+    return {
+        "title": info.get("recipe") or run.folder.resolve().name,
+        "info": stated,
+        "split": run.split,
+        "n": run.n if run.n is not None else len(run.predictions) or None,
+        "groups": [{"title": title, "rows": found} for title, found in rows.items() if found],
+        "baselines": list(run.baselines),
+        "curves": [
+            {"title": "Loss", "x": "optimisation step", "y": "loss (nats)", "series": _thin(loss_series(run))},
+            *(
+                {"title": title, "x": "optimisation step", "y": group_axis(title), "series": _thin(series)}
+                for title, series in validation_series(run).items()
+            ),
+            *(
+                {"title": name, "x": "optimisation step", "y": name, "series": _thin({name: points})}
+                for name, points in {"learning rate": run.series("learning_rate"), **schedule_series(run)}.items()
+                if points[0]
+            ),
+            *(
+                {"title": title, "x": c["x_label"], "y": c["y_label"], "series": _thin(_pairs(c))}
+                for title, c in (run.figures.get("curves") or {}).items()
+            ),
+        ],
+        "per_finding": per_finding,
+        "roc": {name: _thin({"": (c["fpr"], c["tpr"])})[0] | {"auc": c["auc"]} for name, c in roc_curves(run).items()},
+        "confusion": [{"title": title} | found for title, found in confusion_matrices(run).items()],
+    }
+
+
+def _pairs(curve: Mapping[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    return {name: (curve["x"], values) for name, values in curve["y"].items()}
+
+
+def _thin(series: Mapping[str, tuple[list[float], list[float]]]) -> list[dict[str, Any]]:
+    """At most `MOST_POINTS` of each curve, evenly chosen, the first and the last among them."""
+    thinned = []
+    for name, (xs, ys) in series.items():
+        points = [(x, float(f"{y:.5g}")) for x, y in zip(xs, ys, strict=True) if is_number(x) and is_number(y)]
+        keep = np.unique(np.linspace(0, len(points) - 1, min(len(points), MOST_POINTS)).round().astype(int))
+        thinned.append({"name": name, "x": [points[i][0] for i in keep], "y": [points[i][1] for i in keep]})
+    return thinned
+
+
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value if is_number(value) else None for key, value in row.items()}
+
+
+def _study(number: int, prediction: Mapping[str, Any], maps: list[str]) -> dict[str, Any]:
+    reference, predicted = (prediction.get(f"findings_{side}") or {} for side in ("reference", "prediction"))
+    if not predicted:  # a margin above 0 says present
+        predicted = {name: int(margin > 0) for name, margin in (prediction.get("zero_shot") or {}).items()}
+    texts = [str(prediction.get(side) or "") for side in ("reference", "prediction")]
+    scores = _finite(prediction.get("scores") or {})
+    names = {*CHEXPERT_14, *reference, *predicted}
+    relations = compare(reference, predicted, labelled_only=not texts[1] or not names.isdisjoint(scores))
+    study_scores = {name: value for name, value in scores.items() if name not in names and value is not None}
+    changes = _changes(prediction)
+    share = agreement(relations | {name: how for name, _, _, how in changes})
+    if share is not None:
+        study_scores = {"agreement": share} | study_scores
+    return {
+        "number": number,
+        "id": str(prediction.get("study_id", number)),
+        "patient": str(prediction.get("patient_id") or ""),
+        "reference": mark(texts[0], predicted, is_reference=True) if predicted else [(texts[0], "", "")],
+        "prediction": mark(texts[1], reference, is_reference=False) if reference else [(texts[1], "", "")],
+        "findings": [[n, reference.get(n), predicted.get(n), how] for n, how in relations.items()] + changes,
+        "likely": sorted(
+            ([n, v] for n, v in scores.items() if n in names and v is not None), key=lambda pair: -pair[1]
+        ),
+        "scores": {name: float(f"{value:.4g}") for name, value in study_scores.items()},
+        "boxes": [
+            {"image": b.get("image", 0), "xywh": b["xywh"], "name": b.get("finding") or b.get("phrase") or ""}
+            for b in prediction.get("boxes") or []
+        ],
+        "maps": [_pack_map(name, values, maps) for name, values in (prediction.get("maps") or {}).items()],
+        "map_image": mapped_image(prediction),
+    }
+
+
+def _changes(prediction: Mapping[str, Any]) -> list[list[str]]:
+    """[finding over time, reference, prediction, relation] for a model that tells progression."""
+    said, true = (prediction.get(f"progression_{side}") or {} for side in ("prediction", "reference"))
+    return [
+        [f"{name} over time", true[name], said[name], "agree" if true[name] == said[name] else "contradict"]
+        for name in said
+        if name in true
+    ]
+
+
+def _views(prediction: Mapping[str, Any]) -> list[str]:
+    """The view of each image; the study's own `view` is that of its only image, and of several is only a filter."""
+    images = prediction.get("images") or []
+    own = [image.get("view") if isinstance(image, Mapping) else None for image in images]
+    if len(own) == 1:
+        own = [own[0] or prediction.get("view")]
+    return [str(view or "") for view in own]
+
+
+def _pack_map(name: str, values: Any, maps: list[str]) -> dict[str, Any]:
+    """A heat map, scaled to its own range, as base64 of one byte a cell; at most `MAP_SIDE` cells a side.
+
+    Null, where the model has not looked, is shown as its lowest value is: not at all.
+    """
+    grid = np.atleast_2d(np.asarray(values, dtype=np.float32))
+    seen = grid[np.isfinite(grid)]
+    low, high = (float(seen.min()), float(seen.max())) if seen.size else (0.0, 0.0)
+    grid = np.nan_to_num(grid, nan=low, posinf=high, neginf=low)
+    picture = Image.fromarray(np.rint((grid - low) * (255 / max(high - low, 1e-12))).astype(np.uint8))
+    picture.thumbnail((MAP_SIDE, MAP_SIDE), Image.Resampling.BOX)
+    maps.append(base64.b64encode(picture.tobytes()).decode())
+    return {"name": name, "blob": len(maps) - 1, "width": picture.width, "height": picture.height}
+
+
+def _read_images(run: Run, paths: list[str], side: int) -> list[tuple[bytes | None, list[int] | None, str]]:
+    """(JPEG or None, stored width and height or None, why it could not be read or "") of each path."""
+    from tqdm import tqdm
+
+    def read(path: str) -> tuple[bytes | None, list[int] | None, str]:
+        try:
+            image = open_image(run, path)
+        except ValueError as error:
+            return None, None, str(error).replace(f"{run.image_folder}/", "")
+        size = list(image.size)
+        image.thumbnail((side, side), Image.Resampling.BILINEAR)
+        handle = io.BytesIO()
+        image.save(handle, "JPEG", quality=80, optimize=True)
+        return handle.getvalue(), size, ""
+
+    with ThreadPoolExecutor() as pool:
+        return list(tqdm(pool.map(read, paths), "Report images", len(paths), unit="image", disable=None))
+
+
+def _pick_highlights(page: Page) -> None:
+    """Choose the score that ranks the studies; badge the best, the worst and the most typical."""
+    names = [name for study in page.studies for name in study["scores"]]
+    usual = [n for n in dict.fromkeys(names) if names.count(n) * 2 >= len(page.studies)]
+    page.head["score_names"] = [{"name": n, "up": larger_is_better(n)} for n in dict.fromkeys(names)]
+    page.head["primary"] = usual[0] if usual else None
+    if not usual:
+        return
+    sign = 1 if larger_is_better(usual[0]) else -1
+
+    def rank(study: dict[str, Any]) -> tuple[float, int, int]:
+        """By the score; where it ties, the study that says more is the better example, whichever end it stands at."""
+        value = sign * study["scores"][usual[0]]
+        return value, len(study["findings"]), sum(len(text) for text, _, _ in study["reference"])
+
+    ranked = sorted((s for s in page.studies if usual[0] in s["scores"]), key=rank, reverse=True)
+    median = float(np.median([rank(study)[0] for study in ranked]))
+    worst = sorted(ranked, key=lambda s: (rank(s)[0], -rank(s)[1], -rank(s)[2]))
+    typical = sorted(ranked, key=lambda s: (abs(rank(s)[0] - median), -rank(s)[1]))
+    page.head["highlights"] = []
+    for badge, order in (("best", ranked), ("worst", worst), ("typical", typical)):
+        for study in [s for s in order if "badge" not in s][:HIGHLIGHTS]:
+            study["badge"] = badge
+            page.head["highlights"].append(study["number"])

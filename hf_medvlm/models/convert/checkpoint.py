@@ -1,0 +1,143 @@
+"""Reading published checkpoints: safely (no code in a pickle is run) and strictly (no key is lost in silence).
+
+Of the families it knows only the keys that tell them apart; renaming keys is the business of the modules beside it.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+PICKLED = (".pt", ".pth", ".bin", ".ckpt")
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights beside the optimizer
+SHOWN = 8  # keys of each kind named in an error
+
+# Telling keys, the most particular first: the first row whose texts all occur somewhere in the keys names the family.
+FAMILIES = (
+    ("BioViL-T image model", ("encoder.vit_pooler.", "encoder.missing_previous_emb")),
+    ("BioViL image model", ("encoder.encoder.conv1.", "projector.model.")),
+    ("CXR-BERT text model", ("cls_projection_head.",)),
+    ("MedKLIP", ("res_features.", "disease_embedding_layer.")),
+    ("BiomedCLIP (open_clip, timm tower)", ("visual.trunk.", "text.transformer.")),
+    ("CLIP (open_clip or OpenAI)", ("visual.", "transformer.resblocks.")),
+    ("LLaVA (original layout)", ("mm_projector.",)),
+    ("LLaVA (transformers layout)", ("multi_modal_projector.",)),
+    ("GLoRIA", ("img_encoder.", "text_encoder.")),
+    ("hf_medvlm dual encoder", ("vision_tower.", "text_tower.", "logit_scale")),
+    ("CLIP (transformers layout)", ("vision_model.", "text_model.")),
+    ("BLIP captioner", ("vision_model.", "text_decoder.")),
+    ("GIT captioner", ("git.image_encoder.",)),
+    ("LLaVA projector alone", ("linear_1.", "linear_2.")),
+    ("BERT", ("encoder.layer.0.attention.self.query.",)),
+)
+
+
+def describe_checkpoint(keys: Iterable[str]) -> str:
+    """The published family that `keys` belong to, in words, or "an unknown checkpoint" with its first keys."""
+    keys = list(keys)
+    for name, marks in FAMILIES:
+        if all(any(mark in key for key in keys) for mark in marks):
+            return f"a {name} checkpoint"
+    return f"an unknown checkpoint ({len(keys)} keys: {', '.join(keys[:3])}, ...)" if keys else "an empty checkpoint"
+
+
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of one file on the CPU, out of a training script's wrapper and without DataParallel's `module.`.
+
+    Args:
+        path: a `.safetensors` file, or a pickled `.pt`, `.pth`, `.bin` or `.ckpt`, read with `weights_only=True`.
+
+    Raises:
+        ValueError: no such file, an unknown ending, a file that cannot be read or wants code run, no tensors in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file{'; this is a folder' if path.is_dir() else ''}")
+    try:
+        if path.suffix == ".safetensors":
+            loaded = load_file(path)
+        elif path.suffix in PICKLED:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r}")
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path}: not a plain file of tensors, and the code in its pickle is not run ({reason}). Take a checkpoint "
+            "you trust, load it where it was made and save its state_dict() as .safetensors"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"{path}: cannot be read, cut short or not a checkpoint ({error})") from error
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+    named = loaded if isinstance(loaded, Mapping) else {}
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise ValueError(f"{path}: holds no tensors by name (found {type(loaded).__name__}); a state dict is needed")
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return tensors
+
+
+def load_strict(
+    model: nn.Module, state_dict: Mapping[str, Tensor], *, ignorable: Iterable[str] = (), what: str = "checkpoint"
+) -> None:
+    """Copy `state_dict` into `model` in place, under ZeRO-3 too; every key must fit but those that `ignorable` allows.
+
+    Args:
+        ignorable: shell patterns (`*.position_ids`) of keys that may be missing, unexpected or left over.
+        what: what is being loaded, for the error.
+
+    Raises:
+        ValueError: missing, unexpected or mis-shaped keys, listed, with what family the keys look like.
+    """
+    ignorable = tuple(ignorable)
+    own = model.state_dict(keep_vars=True)
+    # under ZeRO-3 a parameter is an empty shard that remembers its shape
+    shapes = {key: tuple(getattr(value, "ds_shape", value.shape)) for key, value in own.items()}
+
+    def named(keys: Iterable[str]) -> list[str]:
+        return [key for key in keys if not any(fnmatchcase(key, pattern) for pattern in ignorable)]
+
+    problems = {
+        "missing": named(key for key in own if key not in state_dict),
+        "unexpected": named(key for key in state_dict if key not in own),
+        "mis-shaped": [
+            f"{key} {tuple(value.shape)} for {shapes[key]}"
+            for key, value in state_dict.items()
+            if key in own and tuple(value.shape) != shapes[key]
+        ],
+    }
+    if any(problems.values()):
+        lines = [
+            f"  {len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
+            for kind, keys in problems.items()
+            if keys
+        ]
+        raise ValueError(
+            f"{what} does not fit {type(model).__name__}; its keys look like {describe_checkpoint(state_dict)}.\n"
+            + "\n".join(lines)
+        )
+    with torch.no_grad():
+        for key, value in state_dict.items():
+            if key in own:
+                with _gathered(own[key]):
+                    own[key].copy_(value)
+
+
+def _gathered(tensor: Tensor):
+    """The whole of a ZeRO-3 parameter for the length of a block, written back to all processes; else nothing to do."""
+    if not hasattr(tensor, "ds_shape"):
+        return nullcontext()
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters([tensor], modifier_rank=0)

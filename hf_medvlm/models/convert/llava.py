@@ -1,0 +1,267 @@
+"""LLaVA-1.5 checkpoints of haotian-liu/LLaVA <-> `LlavaReporter`'s state dict; and `llava-hf` folders.
+
+Original names: `model.{embed_tokens,layers,norm}` and `lm_head` (the language model), `model.mm_projector.{0,2}`,
+`model.vision_tower.vision_tower.vision_model.*` (CLIP, in the checkpoint or in a folder of its own).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaForConditionalGeneration,
+    MistralConfig,
+    PreTrainedConfig,
+)
+from transformers.initialization import no_init_weights
+
+from hf_medvlm.models.convert.checkpoint import load_strict, read_state_dict
+
+LANGUAGE_MODELS = {"llava": LlamaConfig, "llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
+IGNORABLE = ("*.rotary_emb.inv_freq", "*.position_ids")
+VISION = "model.vision_tower.vision_tower.vision_model."
+# (original, ours), the more particular first
+RENAMED = (
+    (VISION, "model.vision_tower."),
+    ("model.mm_projector.0.", "model.multi_modal_projector.linear_1."),
+    ("model.mm_projector.2.", "model.multi_modal_projector.linear_2."),
+    ("lm_head.", "lm_head."),
+    ("model.", "model.language_model."),
+)
+
+
+def load_published(
+    cls: type[LlavaForConditionalGeneration],
+    folder: Path,
+    config: PreTrainedConfig | None = None,
+    vision_tower: str | Path | None = None,
+    dtype: torch.dtype | None = None,
+) -> LlavaForConditionalGeneration:
+    """`LlavaReporter.from_published`.
+
+    Args:
+        vision_tower: CLIP folder, in place of the one named in the checkpoint's `mm_vision_tower`.
+        dtype: of the weights; by default float32, which training in mixed precision wants.
+    """
+    record = read_config(folder)
+    dtype = dtype or torch.float32
+    if "vision_config" in record and "mm_vision_tower" not in record and "mm_projector_type" not in record:
+        settings = {key: value for key, value in record.items() if key not in ("model_type", "architectures", "dtype")}
+        config = config or cls.config_class.from_dict(settings)
+        model, found = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
+        wrong = {kind: sorted(map(str, keys)) for kind, keys in found.items() if keys}
+        if wrong:
+            raise ValueError(f"{folder} does not fit {cls.__name__}: {json.dumps(wrong):.600}")
+        return model
+    weights = read_weights(folder)
+    tower = find_vision_tower(folder, record, vision_tower)
+    if not any(key.startswith(VISION) for key in weights):
+        weights |= read_vision_tower(tower, folder)
+    config = config or original_config(cls.config_class, record, weights, tower)
+    with no_init_weights():
+        model = cls._from_config(config, dtype=dtype)
+    load_strict(model, {rename(key): value for key, value in weights.items()}, ignorable=IGNORABLE, what=str(folder))
+    return model.eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder.
+
+    Raises:
+        ValueError: there is none, or it is no JSON object.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{folder}: no config.json in it; name the folder of a LLaVA checkpoint")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path}: a config is a JSON object, found a {type(record).__name__}")
+    return record
+
+
+def original_config(
+    config_class: type[PreTrainedConfig], record: dict[str, Any], weights: dict[str, Tensor], tower: Path | None
+) -> PreTrainedConfig:
+    """Our config of an original `config.json`. The image token gets the first id that the vocabulary has no row for.
+
+    Raises:
+        ValueError: another language model or projector than LLaVA-1.5's.
+    """
+    kind = record.get("model_type")
+    if kind not in LANGUAGE_MODELS:
+        raise ValueError(f"model_type {kind!r} is no LLaVA that can be loaded; those are {', '.join(LANGUAGE_MODELS)}")
+    projector = record.get("mm_projector_type", "linear")
+    if projector != "mlp2x_gelu":
+        raise ValueError(f"mm_projector_type {projector!r} is not supported; LLaVA-1.5 has mlp2x_gelu")
+    if record.get("mm_use_im_start_end"):
+        raise ValueError("mm_use_im_start_end is not supported; LLaVA-1.5 puts no tokens around an image")
+    settings = record.get("text_config") or {k: v for k, v in record.items() if not k.startswith("mm_")}
+    ours = ("model_type", "architectures", "vision_config", "auto_map", "torch_dtype", "dtype", "transformers_version")
+    text = LANGUAGE_MODELS[kind](**{key: value for key, value in settings.items() if key not in ours})
+    vision = record.get("vision_config")
+    return config_class(
+        text_config=text,
+        vision_config=CLIPVisionConfig(**vision) if vision else vision_config(tower, weights),
+        image_token_index=text.vocab_size,
+        vision_feature_layer=record.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy={"patch": "default", "cls_patch": "full"}[
+            record.get("mm_vision_select_feature", "patch")
+        ],
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+
+
+def vision_config(tower: Path | None, weights: dict[str, Tensor]) -> CLIPVisionConfig:
+    """The tower's config from its folder; without one, from the shapes of its weights (heads of 64, as CLIP's)."""
+    if tower is not None:
+        return CLIPVisionConfig.from_pretrained(tower)
+    own = {key.removeprefix(VISION): value for key, value in weights.items() if key.startswith(VISION)}
+    patch, positions = own["embeddings.patch_embedding.weight"], own["embeddings.position_embedding.weight"]
+    return CLIPVisionConfig(
+        hidden_size=patch.shape[0],
+        patch_size=patch.shape[-1],
+        image_size=round((len(positions) - 1) ** 0.5) * patch.shape[-1],
+        intermediate_size=len(own["encoder.layers.0.mlp.fc1.weight"]),
+        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in own if key.startswith("encoder.layers.")),
+        num_attention_heads=max(patch.shape[0] // 64, 1),
+    )
+
+
+def find_vision_tower(folder: Path, record: dict[str, Any], named: str | Path | None) -> Path | None:
+    """The CLIP folder: the one named, else the checkpoint's `mm_vision_tower`, there or beside the checkpoint."""
+    if named is not None:
+        if not (Path(named) / "config.json").is_file():
+            raise ValueError(f"--vision_tower {named}: no CLIP folder with a config.json is there")
+        return Path(named)
+    name = record.get("mm_vision_tower") or record.get("vision_tower") or ""
+    places = [Path(name), folder / name, folder.parent / name, folder.parent / Path(name).name] if name else []
+    return next((place for place in places if place != folder and (place / "config.json").is_file()), None)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, in safetensors or `.bin` shards, and of a `mm_projector.bin` beside them.
+
+    Raises:
+        ValueError: no weight files.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    if not files:
+        raise ValueError(f"{folder}: neither *.safetensors nor pytorch_model*.bin in it")
+    weights = {}
+    for file in [*files, *folder.glob("mm_projector.bin")]:
+        weights |= read_state_dict(file)
+    return weights
+
+
+def read_vision_tower(tower: Path | None, folder: Path) -> dict[str, Tensor]:
+    """The vision half of a CLIP folder, under the original LLaVA's names.
+
+    Raises:
+        ValueError: there is no tower to read.
+    """
+    if tower is None:
+        raise ValueError(
+            f"{folder} holds no vision tower, and the one its config.json names is not a folder here; "
+            "name it with --vision_tower"
+        )
+    found = {key: value for key, value in read_weights(tower).items() if key.startswith("vision_model.")}
+    if not found:
+        raise ValueError(f"--vision_tower {tower}: no CLIP vision weights (vision_model.*) in it")
+    return {VISION + key.removeprefix("vision_model."): value for key, value in found.items()}
+
+
+def rename(key: str) -> str:
+    """Our name of an original one; a name that LLaVA does not have comes back as it is, and is refused on loading."""
+    return next((ours + key.removeprefix(theirs) for theirs, ours in RENAMED if key.startswith(theirs)), key)
+
+
+def to_published(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
+    """The state dict under the original names, the vision tower with it."""
+    back = [(ours, theirs) for theirs, ours in RENAMED]
+    return {
+        next(theirs + key.removeprefix(ours) for ours, theirs in back if key.startswith(ours)): value
+        for key, value in model.state_dict().items()
+    }
+
+
+def find_folder(name: str | Path) -> Path:
+    """A checkpoint's folder; a name that is no folder here is taken for a Hub id and fetched."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(name)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ValueError(f"{name} is no folder here and cannot be read from the Hub: {error}") from error
+
+
+def is_llava(folder: Path) -> bool:
+    """Whether a folder holds a LLaVA of any layout, and not a bare language model."""
+    record = read_config(folder)
+    return "vision_config" in record or "mm_vision_tower" in record or "mm_projector_type" in record
+
+
+def assemble(
+    cls: type[LlavaForConditionalGeneration],
+    language_model: Path,
+    vision_tower: Path,
+    vision_feature_layer: int = -2,
+    dtype: torch.dtype = torch.float32,
+) -> LlavaForConditionalGeneration:
+    """A new LLaVA around a language model (Vicuna, Mistral, ...) and a CLIP tower; the projector is random.
+
+    Raises:
+        ValueError: weights that do not fit, or a folder that holds none.
+    """
+    text = AutoConfig.from_pretrained(language_model)
+    config = cls.config_class(
+        text_config=text,
+        vision_config=vision_config(vision_tower, {}),
+        image_token_index=text.vocab_size,
+        vision_feature_layer=vision_feature_layer,
+        tie_word_embeddings=text.tie_word_embeddings,
+    )
+    with no_init_weights():
+        model = cls._from_config(config, dtype=dtype)
+    weights = read_weights(language_model) | read_vision_tower(vision_tower, vision_tower)
+    named = {rename(key): value for key, value in weights.items()} | _new_projector(config)
+    tied = ["lm_head.weight"] * text.tie_word_embeddings
+    load_strict(model, named, ignorable=(*IGNORABLE, *tied), what=f"{language_model} with {vision_tower}")
+    return model.eval()
+
+
+def _new_projector(config: PreTrainedConfig) -> dict[str, Tensor]:
+    """Random weights for the projector: the same for one seed, whether or not ZeRO-3 shards the model."""
+    generator = torch.Generator().manual_seed(torch.initial_seed())
+    width, weights = config.text_config.hidden_size, {}
+    for name, inputs in (("linear_1", config.vision_config.hidden_size), ("linear_2", width)):
+        drawn = torch.randn(width, inputs, generator=generator) * config.text_config.initializer_range
+        weights[f"model.multi_modal_projector.{name}.weight"] = drawn
+        weights[f"model.multi_modal_projector.{name}.bias"] = torch.zeros(width)
+    return weights
+
+
+def load_projector(model: LlavaForConditionalGeneration, path: str | Path) -> None:
+    """Load the projector of LLaVA's stage 1, a `mm_projector.bin`, strictly.
+
+    Raises:
+        ValueError: no such file, or other keys than a projector's.
+    """
+    weights = {
+        rename(key if key.startswith("model.") else f"model.{key}"): v for key, v in read_state_dict(path).items()
+    }
+    prefix = "model.multi_modal_projector."
+    projector = {key.removeprefix(prefix): value for key, value in weights.items()}
+    load_strict(model.model.multi_modal_projector, projector, what=str(path))

@@ -1,0 +1,220 @@
+"""Options of the recipes: dataclasses, and `parse()`, by which YAML sets defaults and the command line wins.
+
+A name that transformers v5 dropped is mapped to the present one with one warning (`legacy.py`); a name that nobody
+knows stops the run and is answered with its nearest neighbour.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from transformers import HfArgumentParser, TrainingArguments, set_seed
+from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
+
+from hf_medvlm.training.deepspeed import check_deepspeed, join_processes, read_deepspeed, stand_alone
+from hf_medvlm.training.folders import choose_output_dir
+from hf_medvlm.training.legacy import modernise, say
+
+# What a tracker of `--report_to` needs installed.
+TRACKERS = {name: name for name in ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")}
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field with its `--help` text."""
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class DataArguments:
+    """Which studies."""
+
+    dataset: str = option("synthetic", "synthetic; a master .jsonl; a .csv or .jsonl table; a Hub id or saved dataset")
+    image_folder: str | None = option(None, "what image paths are relative to; by default the folder of --dataset")
+    image_column: str = option("image", "table: column with the image path (or the image itself)")
+    text_columns: str | None = option(None, "table: text columns, by commas; findings, impression, report by default")
+    patient_column: str | None = option(None, "table: patient column; by default patient_id where it is there")
+    split_column: str | None = option(None, "table: split column; without one, patients are split 80/10/10 by a hash")
+    verify_images: bool = option(True, "decode every image once before training; broken ones are named and left out")
+    synthetic_studies: int = option(2000, "how many studies --dataset synthetic makes")
+    synthetic_size: int = option(128, "their side in pixels")
+    train_studies: int | None = option(None, "use only so many studies of the training split")
+    eval_studies: int | None = option(None, "use only so many studies of the validation and of the test split")
+
+
+@dataclass
+class MedVLMArguments(TrainingArguments):
+    """transformers' `TrainingArguments`.
+
+    Defaults that differ: a numbered output folder; evaluation and a checkpoint four times a run, the best one kept;
+    `logging_steps` 10; `dataloader_drop_last` in training, so that any number of processes sees the same batches;
+    private Hub repositories; the CPU where there is no accelerator.
+    """
+
+    logging_steps: float = option(10, "log every so many steps (below 1: a fraction of the run)")
+    eval_strategy: str = option("steps", "no, steps or epoch")
+    eval_steps: float | None = option(0.25, "evaluate every so many steps (below 1: a fraction of the run)")
+    save_strategy: str = option("steps", "no, steps, epoch or best")
+    save_steps: float = option(0.25, "save every so many steps (below 1: a fraction of the run)")
+    save_total_limit: int | None = option(2, "keep so many checkpoints, the best one among them")
+    load_best_model_at_end: bool = option(True, "end on the best checkpoint by --metric_for_best_model")
+    remove_unused_columns: bool = option(False, "leave this off: collators read whole studies")
+    dataloader_drop_last: bool = option(True, "training leaves out an epoch's last, smaller batch")
+    hub_private_repo: bool | None = option(True, "push to a private repository")
+    hub_public_acknowledged: bool = option(
+        False, "yes, weights that saw credentialed data may go into a public repository"
+    )
+    overwrite_output_dir: bool = option(False, "allow an --output_dir that holds a finished run")
+    early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better metric")
+    evaluate_only: bool = option(False, "score the model as it is; train and save nothing")
+    dry_run: bool = option(False, "check everything, say what a run would do, and train nothing")
+
+    def __post_init__(self) -> None:
+        self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
+        if self.tf32 and not is_torch_tf32_available():
+            say("--tf32 True: this hardware has no TF32; training goes on without it")
+            self.tf32 = None
+        if self.bf16 and not self.use_cpu and not is_torch_bf16_gpu_available():
+            say("--bf16 True: this GPU has no bfloat16; training goes on in float16")
+            self.bf16, self.fp16 = False, True
+        if self.fp16 and self.use_cpu:
+            say("--fp16 True: float16 training needs a GPU; training goes on in float32")
+            self.fp16 = False
+        if "no" in (self.save_strategy, self.eval_strategy):
+            self.load_best_model_at_end = False
+        # The Trainer's own push sends whatever lies in the folder, report texts among it; ours (hub.py) sends a list.
+        self.push_when_done, self.push_to_hub = self.push_to_hub, False
+        if self.deepspeed is not None:
+            processes = int(os.environ.get("WORLD_SIZE", "1"))
+            check_deepspeed(
+                self.deepspeed, self.per_device_train_batch_size, self.gradient_accumulation_steps, processes
+            )
+            self.deepspeed = read_deepspeed(self.deepspeed)
+            stand_alone()
+        super().__post_init__()
+        if self.deepspeed is not None:
+            join_processes()
+        for tracker in self.report_to:
+            if tracker not in TRACKERS:
+                raise ValueError(f"--report_to {tracker}: no such tracker; there are {', '.join(sorted(TRACKERS))}")
+            if importlib.util.find_spec(TRACKERS[tracker]) is None:
+                raise ValueError(f"--report_to {tracker}: it is not installed; pip install {TRACKERS[tracker]}")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """`"findings, impression"` -> `("findings", "impression")`."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def parse(
+    recipe: str | Path,
+    argv: Sequence[str] | None = None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    tiny: Mapping[str, Any] | None = None,
+    **groups: type,
+) -> SimpleNamespace:
+    """Options of a recipe: its defaults < `--config` YAML < the command line.
+
+    Args:
+        recipe: the recipe's `__file__`; names the run folder.
+        argv: the command line without the program; `sys.argv` by default.
+        defaults: the recipe's own defaults.
+        tiny: further defaults where no `--model_name_or_path` is given.
+        groups: name -> dataclass; `training` must be a `MedVLMArguments`. It is built last but before any model, as
+            ZeRO-3 wants it.
+
+    Returns:
+        A namespace with one instance a group, and `command`, the command line as it was given.
+
+    Raises:
+        SystemExit: an unknown option or key, or a value that cannot be; the message names the nearest known name.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = HfArgumentParser(list(groups.values()), prog=Path(recipe).name, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file of options; the command line wins over it")
+    known = {action.dest for action in parser._actions} - {"help"}
+    given = modernise(argv)
+    path = parser.parse_known_args([*given])[0].config
+    from_yaml = read_yaml(path, known) if path else {}
+    explicit = set(from_yaml) | {word[2:].split("=")[0].replace("-", "_") for word in given if word.startswith("--")}
+    own = dict(defaults or {})
+    if "model_name_or_path" not in explicit:
+        own |= tiny or {}
+    if "num_train_epochs" in explicit and "max_steps" not in explicit:
+        own.pop("max_steps", None)
+    parser.set_defaults(**(own | from_yaml))
+    values, unknown = parser.parse_known_args(given)
+    for word in unknown:
+        if word.startswith("--"):
+            raise SystemExit(f"{parser.prog}: {unknown_name(word.split('=')[0], [f'--{name}' for name in known])}")
+        raise SystemExit(f"{parser.prog}: {word!r} is no option; options begin with '--'")
+    if "save_strategy" not in explicit and "eval_strategy" in explicit and values.eval_strategy != "no":
+        # The best checkpoint can be kept only where a checkpoint is saved at each evaluation.
+        values.save_strategy = values.eval_strategy
+    try:
+        built = {}
+        for name, group in groups.items():
+            fields = {key: value for key, value in vars(values).items() if key in group.__dataclass_fields__}
+            if group.__dataclass_fields__.keys() >= TrainingArguments.__dataclass_fields__.keys():
+                fields["output_dir"] = choose_output_dir(
+                    fields["output_dir"],
+                    Path(recipe).stem,
+                    fields["resume_from_checkpoint"],
+                    fields["overwrite_output_dir"],
+                )
+            built[name] = group(**fields)
+        _agree_on_output_dir(built["training"])
+        set_seed(built["training"].seed)  # the recipe builds its model next, in every process the same one
+    except (ValueError, ImportError) as error:
+        raise SystemExit(f"{parser.prog}: {error}") from error
+    return SimpleNamespace(**built, recipe=Path(recipe).stem, command=" ".join([Path(recipe).name, *argv]))
+
+
+def _agree_on_output_dir(training: TrainingArguments) -> None:
+    """Give every process the main one's folder: each has counted the runs for itself, one perhaps too late."""
+    if training.world_size > 1:
+        training.output_dir = broadcast_object_list([training.output_dir])[0]
+
+
+def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
+    """The options of a YAML file, by their present names.
+
+    Raises:
+        SystemExit: no such file, no mapping, or a key that is none of `known` (with its line and nearest neighbour).
+    """
+    import yaml
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        content = yaml.safe_load(text) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise SystemExit(f"--config {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise SystemExit(f"--config {path}: expected 'option: value' lines, found a {type(content).__name__}")
+    options = {}
+    for key, value in content.items():
+        words = modernise([f"--{key}", str(value)])
+        name = words[0][2:] if words else None
+        if name is None:
+            continue
+        if name not in known:
+            line = next((n for n, row in enumerate(text.splitlines(), 1) if row.startswith(str(key))), "?")
+            raise SystemExit(f"{path}:{line}: {unknown_name(str(key), sorted(known))}")
+        options[name] = value if name == key else words[1]
+    return options
+
+
+def unknown_name(name: str, known: Sequence[str]) -> str:
+    """`unknown option 'x'; did you mean 'y'?`"""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists them all")

@@ -1,0 +1,121 @@
+"""DeepSpeed files: read, checked by arithmetic before anything starts, completed where a batch size is left open.
+
+DeepSpeed itself is imported by `join_processes` alone; torch has been imported by then.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+BATCH, MICRO, STEPS = "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"
+OPTIONS = {MICRO: "--per_device_train_batch_size", STEPS: "--gradient_accumulation_steps"}
+
+
+def read_deepspeed(config: str | Path | dict[str, Any]) -> dict[str, Any]:
+    """The settings of a DeepSpeed file; a dictionary comes back as a copy. Batch sizes it does not name become "auto".
+
+    Raises:
+        ValueError: no such file, broken JSON (with its place), or no JSON object.
+    """
+    if isinstance(config, dict):
+        settings = dict(config)
+    else:
+        try:
+            settings = json.loads(Path(config).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(f"--deepspeed {config}: {error.strerror}") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--deepspeed {config}:{error.lineno}: column {error.colno}: {error.msg}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"--deepspeed {config}: expected a JSON object, found a {type(settings).__name__}")
+    return {MICRO: "auto", STEPS: "auto"} | settings
+
+
+def check_deepspeed(config: str | Path | dict[str, Any], per_device: int, accumulation: int, processes: int) -> None:
+    """Refuse a file whose batch sizes cannot be.
+
+    Args:
+        per_device, accumulation: what TrainingArguments say.
+        processes: how many take part.
+
+    Raises:
+        ValueError: the file contradicts TrainingArguments or itself, with the arithmetic written out.
+    """
+    settings = read_deepspeed(config)
+    name = "the DeepSpeed settings" if isinstance(config, dict) else f"--deepspeed {config}"
+    for key, ours in ((MICRO, per_device), (STEPS, accumulation)):
+        if settings[key] not in ("auto", ours):
+            raise ValueError(
+                f'{name}: {key} is {settings[key]}, but {OPTIONS[key]} is {ours}; write "auto", or make them agree'
+            )
+    total = per_device * accumulation * processes
+    stated = settings.get(BATCH, "auto")
+    if stated not in ("auto", total):
+        remedy = f'write {total} or "auto"'
+        if isinstance(stated, int) and stated % (per_device * accumulation) == 0:
+            remedy += f", or start {stated // (per_device * accumulation)} process(es)"
+        if isinstance(stated, int) and stated % (per_device * processes) == 0:
+            remedy += f", or --gradient_accumulation_steps {stated // (per_device * processes)}"
+        raise ValueError(
+            f"{name}: {BATCH} is {stated}, but {per_device} a device x {accumulation} accumulated x {processes} "
+            f"process(es) = {total}; {remedy}"
+        )
+
+
+@contextmanager
+def unsharded(training: TrainingArguments) -> Iterator[None]:
+    """Make a model whole although ZeRO-3 is on: new random weights are then the same with it and without."""
+    if training.deepspeed is None:
+        yield
+        return
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        set_hf_deepspeed_config(training.hf_deepspeed_config)
+
+
+def stand_alone() -> None:
+    """Where no launcher said who we are (`python recipe.py --deepspeed ...`), be a launch of one process."""
+    if not {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"} & set(os.environ):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def join_processes() -> None:
+    """Let DeepSpeed join the process group that TrainingArguments has opened, before a model is made.
+
+    On a CPU, accelerate opens the group without DeepSpeed, which then believes it is alone: ZeRO-3, which shards while
+    the model is made, would refuse a file with a `train_batch_size`. And DeepSpeed adds gradients up in shared memory
+    that it names after the port and never removes: 69 MB a process stay behind, and a later process that opens them
+    before its neighbour has made them anew waits for ever. So everyone removes their own, before and after.
+    """
+    import deepspeed
+
+    if deepspeed.comm.is_initialized():
+        return
+    if not torch.distributed.is_initialized():
+        deepspeed.init_distributed()
+        return
+    address, port, rank = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), torch.distributed.get_rank()
+    own = Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")
+    own.unlink(missing_ok=True)
+    torch.distributed.barrier()
+    deepspeed.init_distributed()
+    torch.distributed.barrier()  # everyone has opened everyone's
+    own.unlink(missing_ok=True)

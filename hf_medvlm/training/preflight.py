@@ -1,0 +1,113 @@
+"""What is checked before a GPU hour is spent: each line ok, warning or STOP, with the way out. Trains nothing."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import torch
+
+from hf_medvlm.data.load import Splits
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
+from hf_medvlm.training.preflight_resources import check_resources, parameter_sizes
+
+if TYPE_CHECKING:
+    from hf_medvlm.training.trainer import MedVLMTrainer
+
+SHOWN_TEXT = 100  # characters of a supervised text
+
+
+def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> Checks:
+    """Look at data, supervision, model, steps, and at everything a run needs around it; run nothing."""
+    checks = Checks()
+    _data(checks, splits)
+    _leakage(checks, splits)
+    _supervision(checks, trainer, show_text=args.training.dry_run)
+    _model(checks, trainer)
+    _steps(checks, trainer)
+    check_resources(checks, trainer, splits, args)
+    return checks
+
+
+def _data(checks: Checks, splits: Splits) -> None:
+    sizes = ", ".join(f"{len(studies)} {split}" for split, studies in splits.studies.items())
+    patients = len({study.patient_id for studies in splits.studies.values() for study in studies})
+    checks.add(OK, "data", f"{splits.name}: {sizes} studies of {patients} patients, images in {splits.image_folder}")
+    for reason, count in splits.rejections().items():
+        checks.add(WARNING, "left out", f"{count} x {reason}; rejected.jsonl will name them")
+    for split in ("validate", "test"):
+        if not splits.studies[split]:
+            checks.add(WARNING, "data", f"the {split} split is empty; there will be no {split} scores")
+
+
+def _leakage(checks: Checks, splits: Splits) -> None:
+    """Patients and images that stand in two splits."""
+    patients, images = defaultdict(set), defaultdict(set)
+    for split, studies in splits.studies.items():
+        for study in studies:
+            patients[study.patient_id].add(split)
+            for image in study.images:
+                images[image.path].add(split)
+    shared = [patient for patient, where in patients.items() if len(where) > 1]
+    twice = sum(len(where) > 1 for where in images.values())
+    if shared:
+        way_out = "split by patient, with --patient_column or with prepare_data.py"
+        checks.add(STOP, "leakage", f"{len(shared)} patients stand in two splits, {shared[0]!r} first; {way_out}")
+    elif twice:
+        checks.add(
+            WARNING, "leakage", f"{twice} images stand in two splits; scores on them are no test of anything new"
+        )
+    else:
+        checks.add(OK, "leakage", "no patient and no image stands in two splits")
+
+
+def _supervision(checks: Checks, trainer: MedVLMTrainer, show_text: bool) -> None:
+    """Collate one training batch; count what is supervised in it, and in a dry run show a piece of it."""
+    rows, collator = trainer.train_dataset, trainer.data_collator
+    first = first_rows(rows, 4)
+    batch = collator(first)
+    if "labels" in batch:
+        counts = (batch["labels"] != IGNORE_INDEX).flatten(1).sum(1).tolist()
+        way_out = "; a study without a label teaches nothing: is its text empty, or longer than the model takes?"
+        state = STOP if 0 in counts else OK
+        found = f"{counts} labels in the first {len(counts)} studies"
+        checks.add(state, "supervised", found + (way_out if state == STOP else ""))
+    if show_text and "labels" in batch and hasattr(collator, "prompts"):  # a model that writes
+        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+        text = tokenizer.decode([label for label in batch["labels"][0].tolist() if label != IGNORE_INDEX])
+        checks.add(OK, "supervised", repr(text if len(text) <= SHOWN_TEXT else text[:SHOWN_TEXT] + "..."))
+    if getattr(collator, "image_tokens", None):
+        checks.add(OK, "image tokens", f"{collator.image_tokens} an image")
+    shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if torch.is_tensor(value))
+    checks.add(OK, "batch", shapes)
+
+
+def _model(checks: Checks, trainer: MedVLMTrainer) -> None:
+    sizes = parameter_sizes(trainer.model)
+    total, trained = sum(n for n, _, _ in sizes), sum(n for n, _, trainable in sizes if trainable)
+    found = f"{type(trainer.model).__name__}, {total:,} parameters, {trained:,} trained, {total - trained:,} frozen"
+    checks.add(OK if trained else STOP, "model", found + ("" if trained else "; nothing would be trained: thaw a part"))
+
+
+def _steps(checks: Checks, trainer: MedVLMTrainer) -> None:
+    args = trainer.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    studies = len(trainer.train_dataset)
+    steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * max(studies // batch, 1))
+    checks.add(
+        OK,
+        "steps",
+        f"{steps} steps of {batch} studies ({args.per_device_train_batch_size} a device x "
+        f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes), "
+        f"{steps * batch / studies:.1f} epochs, on {args.device}",
+    )
+    if hasattr(args, "contrastive_batch_size"):
+        checks.add(OK, "negatives", f"{batch - 1} for each pair, over all micro-batches and processes")
+
+
+def first_rows(rows: StudyRows, count: int) -> list:
+    """The first `count` rows, fewer where there are not so many."""
+    return [rows[i] for i in range(min(len(rows), count))]

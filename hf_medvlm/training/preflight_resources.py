@@ -1,0 +1,150 @@
+"""What a run needs around it, checked before it starts: memory, disk, DeepSpeed, metrics, trackers, the Hub."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from hf_medvlm.data.load import Splits
+from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
+from hf_medvlm.training.deepspeed import check_deepspeed, read_deepspeed
+from hf_medvlm.training.hub import check_may_be_public, names_to_push, why_hub_unreachable
+
+if TYPE_CHECKING:
+    from hf_medvlm.training.trainer import MedVLMTrainer
+
+GIB = 2**30
+TRACKERS = ("tensorboard", "wandb", "trackio")
+
+
+def parameter_sizes(model: nn.Module) -> list[tuple[int, int, bool]]:
+    """(elements, bytes an element, whether it is trained) of each parameter, whole under ZeRO-3 too."""
+    return [(getattr(p, "ds_numel", p.numel()), p.element_size(), p.requires_grad) for p in model.parameters()]
+
+
+def check_resources(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> None:
+    """One line for each resource."""
+    _memory(checks, trainer)
+    _disk(checks, trainer)
+    _deepspeed(checks, trainer)
+    _metrics(checks)
+    check_trackers(checks, args.training.report_to)
+    if args.training.push_when_done:
+        _hub(checks, trainer, splits, args.training)
+
+
+def training_bytes(sizes: list[tuple[int, int, bool]], stage: int = 0, processes: int = 1) -> int:
+    """Bytes a device for weights, gradients and AdamW's two moments; activations come on top.
+
+    Args:
+        sizes: of `parameter_sizes`.
+        stage: DeepSpeed's: 1 shards the moments, 2 the gradients too, 3 the weights too (Rajbhandari et al. 2020,
+            arXiv 1910.02054, section 5).
+    """
+    weights = sum(n * size for n, size, _ in sizes)
+    gradients = sum(n * size for n, size, trained in sizes if trained)
+    moments = sum(8 * n for n, _, trained in sizes if trained)
+    shares = (processes if stage >= 3 else 1, processes if stage >= 2 else 1, processes if stage >= 1 else 1)
+    return sum(part // share for part, share in zip((weights, gradients, moments), shares, strict=True))
+
+
+def _memory(checks: Checks, trainer: MedVLMTrainer) -> None:
+    stage = 0
+    if trainer.args.deepspeed:
+        stage = read_deepspeed(trainer.args.deepspeed).get("zero_optimization", {}).get("stage", 0)
+    needed = training_bytes(parameter_sizes(trainer.model), stage, trainer.args.world_size)
+    free, where = _free_memory(trainer)
+    found = f"{needed / GIB:.2f} GiB a process for weights, gradients and moments, activations on top; "
+    found += f"{free / GIB:.1f} GiB free {where}"
+    way_out = "; try --gradient_checkpointing, --lora_rank, or --deepspeed ds_configs/zero3_offload.json"
+    state = OK if needed < 0.8 * free else WARNING
+    checks.add(state, "memory", found + ("" if state == OK else way_out))
+
+
+def _free_memory(trainer: MedVLMTrainer) -> tuple[int, str]:
+    """(bytes, "on cuda:0" or "for each process here"). Other processes on this machine get their equal share."""
+    if trainer.args.device.type == "cuda":
+        return torch.cuda.mem_get_info(trainer.args.device)[0], f"on {trainer.args.device}"
+    import psutil
+
+    here = max(int(trainer.args.world_size), 1)
+    return psutil.virtual_memory().available // here, "for each process here"
+
+
+def _disk(checks: Checks, trainer: MedVLMTrainer) -> None:
+    sizes = parameter_sizes(trainer.model)
+    # A checkpoint holds the weights and two moments of the trained ones.
+    once = sum(n * size + (8 * n if trained else 0) for n, size, trained in sizes)
+    needed = once * ((trainer.args.save_total_limit or 2) + 1)
+    folder = Path(trainer.args.output_dir).resolve()
+    free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
+    found = f"{needed / 1e9:.1f} GB for checkpoints, {free / 1e9:.1f} GB free at {folder}"
+    way_out = "; name a roomier --output_dir, or lower --save_total_limit"
+    checks.add(OK if free > needed else STOP, "disk", found + ("" if free > needed else way_out))
+
+
+def _deepspeed(checks: Checks, trainer: MedVLMTrainer) -> None:
+    args = trainer.args
+    if not args.deepspeed:
+        return
+    try:
+        check_deepspeed(
+            args.deepspeed, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
+        )
+    except ValueError as error:
+        checks.add(STOP, "DeepSpeed", str(error))
+        return
+    zero = read_deepspeed(args.deepspeed).get("zero_optimization", {})
+    offload = [part for part in ("optimizer", "param") if zero.get(f"offload_{part}", {}).get("device") == "cpu"]
+    on_cpu = f", {' and '.join(offload)} on the CPU" if offload else ""
+    checks.add(OK, "DeepSpeed", f"ZeRO stage {zero.get('stage', 0)}{on_cpu}; batch sizes agree")
+
+
+def _metrics(checks: Checks) -> None:
+    from hf_medvlm.metrics import wordnet
+
+    try:
+        wordnet.load()
+    except OSError as error:
+        checks.add(WARNING, "metrics", f"METEOR's WordNet cannot be read ({error}); install hf_medvlm again")
+        return
+    checks.add(OK, "metrics", "all in the package, WordNet too; nothing is downloaded")
+
+
+def check_trackers(checks: Checks, names: list[str]) -> None:
+    """Stop where a tracker that was asked for is not installed: the Trainer would find out after loading everything."""
+    for tracker in names:
+        if tracker in TRACKERS and importlib.util.find_spec(tracker) is None:
+            checks.add(STOP, "tracker", f"--report_to {tracker}, but it is not installed: pip install {tracker}")
+        elif tracker in TRACKERS:
+            checks.add(OK, "tracker", f"{tracker} is installed")
+
+
+def _hub(checks: Checks, trainer: MedVLMTrainer, splits: Splits, training: Any) -> None:
+    private = training.hub_private_repo is not False
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    names = ", ".join(names_to_push(model, trainer.processing_class))
+    place = f"{training.hub_model_id or Path(training.output_dir).name} ({'private' if private else 'public'})"
+    checks.add(OK, "push", f"when done, to {place}, of the run only: {names}")
+    if not private and not training.hub_public_acknowledged:
+        studies = [study for split in splits.studies.values() for study in split]
+        terms = {
+            "dataset": splits.name,
+            "licences": sorted({study.licence for study in studies if study.licence}),
+            "sources": sorted({study.source for study in studies if study.source}),
+        }
+        try:
+            check_may_be_public(terms)
+        except ValueError as error:
+            checks.add(STOP, "push", str(error))
+    reason = why_hub_unreachable(training.hub_token)
+    if reason:
+        checks.add(WARNING, "Hub", reason)
+    else:
+        checks.add(OK, "Hub", "it answers and knows you")

@@ -1,0 +1,220 @@
+"""`fit()`: preflight, train, evaluate, save, draw, push. What every recipe ends with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import EarlyStoppingCallback
+
+from hf_medvlm import __version__
+from hf_medvlm.data.files import atomic_open, write_json
+from hf_medvlm.data.load import Splits, load_splits
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
+from hf_medvlm.training.evaluation import Scores, without_nan
+from hf_medvlm.training.folders import RUN_FILE, last_checkpoint
+from hf_medvlm.training.lora import is_adapted, write_merged
+from hf_medvlm.training.preflight import preflight
+from hf_medvlm.training.trainer import MedVLMTrainer
+
+PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "deepspeed", "numpy", "pillow")
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call a recipe's `main`; bad input ends in one line that says what to do, not in a traceback.
+
+    `HF_MEDVLM_DEBUG=1` shows the traceback all the same.
+    """
+    try:
+        main()
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("HF_MEDVLM_DEBUG"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        print("(HF_MEDVLM_DEBUG=1 shows where this was raised)", file=sys.stderr)
+        sys.exit(1)
+
+
+def load_data(args: SimpleNamespace) -> Splits:
+    """`load_splits` with the options of `DataArguments`; the main process goes first and makes what has to be made."""
+    with args.training.main_process_first(local=False):
+        return load_splits(**vars(args.data))
+
+
+def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[str, Scores]:
+    """Check, train, evaluate and leave a complete run in `args.training.output_dir`.
+
+    Args:
+        trainer: with model, collators and evaluation.
+        splits: what `load_splits` gave.
+        args: what `parse` gave.
+
+    Returns:
+        `{"eval": Scores, "test": Scores}` for the splits that have studies; nothing after a `--dry_run`.
+
+    Raises:
+        ValueError: the preflight found something that must stop the run.
+    """
+    start = time.time()
+    training, folder = args.training, Path(args.training.output_dir)
+    main_process = trainer.is_world_process_zero()
+    checks = preflight(trainer, splits, args)
+    if main_process:
+        print(checks.text(), flush=True)
+    checks.stop_if_needed()
+    if training.dry_run:
+        if main_process and folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()  # the Trainer has made it; a run that did not happen takes no number
+        return {}
+    checkpoint = _checkpoint_to_resume(training)
+    if main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN_FILE).unlink(missing_ok=True)  # from here on the folder holds an unfinished run
+        write_rejected(splits, folder)
+    if training.early_stopping_patience:
+        trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
+    throughput = Throughput()
+    trainer.add_callback(throughput)
+    if not training.evaluate_only:
+        trainer.train(resume_from_checkpoint=checkpoint)
+        trainer.save_model()
+        trainer.save_state()
+    trained = time.time()
+
+    results = {}
+    for name, split in (("eval", "validate"), ("test", "test")):
+        if splits.studies[split]:
+            results[name] = trainer.scores(StudyRows(splits.studies[split]))
+    if is_adapted(trainer.model) and args.model.merge_lora and not training.evaluate_only:
+        write_merged(trainer, folder)
+    if main_process:
+        for name, scores in results.items():
+            write_json(folder / f"{name}_results.json", scores.to_dict())
+        if results:
+            last = results.get("test") or results["eval"]
+            write_predictions(last, folder)
+            print(f"\n{list(results)[-1]} split, {last.n} studies\n{last.table()}\n", flush=True)
+        cost = {
+            "train_seconds": round(trained - start, 1),
+            "evaluate_seconds": round(time.time() - trained, 1),
+            "images_per_second": round(throughput.images_per_second(), 2),
+            "peak_memory_mb": peak_memory_mb(),
+        }
+        write_json(folder / RUN_FILE, without_nan(describe_run(trainer, splits, args) | cost))
+        finish(folder, args)
+    trainer.accelerator.wait_for_everyone()
+    return results
+
+
+def finish(folder: Path, args: SimpleNamespace) -> None:
+    """Everything that is made from the saved results alone: figures, report page, model card; and the push."""
+    from hf_medvlm.figures import draw_all
+    from hf_medvlm.figures.report import write_report
+    from hf_medvlm.training.hub import push, write_model_card
+    from hf_medvlm.training.trackers import send_figures
+
+    training = args.training
+    draw_all(folder)
+    write_report(folder)
+    send_figures(folder, training)
+    print(f"The run is in {folder}; open {folder / 'report.html'}", flush=True)
+    if training.evaluate_only:
+        return  # there is no model in this folder to describe or to push
+    write_model_card(folder)
+    if training.push_when_done:
+        url = push(
+            folder,
+            training.hub_model_id or folder.name,
+            private=training.hub_private_repo is not False,
+            token=training.hub_token,
+            public_acknowledged=training.hub_public_acknowledged,
+        )
+        print(f"Pushed to {url}", flush=True)
+
+
+def _checkpoint_to_resume(training: Any) -> str | None:
+    """The folder to resume from: the one that was named, or the last one of the output folder."""
+    asked = training.resume_from_checkpoint
+    if not asked or str(asked).lower() == "false":
+        return None
+    found = last_checkpoint(training.output_dir) if str(asked).lower() == "true" else asked
+    if found is None or not Path(found).is_dir():
+        raise ValueError(
+            f"--resume_from_checkpoint: no whole checkpoint in {training.output_dir if found is None else found}; "
+            "leave the option out to start anew"
+        )
+    return str(found)
+
+
+def write_rejected(splits: Splits, folder: Path) -> None:
+    """`rejected.jsonl`: what was left out of the data, and why; nothing where nothing was."""
+    if splits.rejected:
+        with atomic_open(folder / "rejected.jsonl") as handle:
+            for entry in splits.rejected:
+                handle.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
+
+
+def write_predictions(scores: Scores, folder: Path) -> None:
+    """`predictions.jsonl`: one study a line."""
+    with atomic_open(folder / "predictions.jsonl") as handle:
+        for prediction in scores.predictions:
+            handle.write(json.dumps(without_nan(prediction), ensure_ascii=False) + "\n")
+
+
+def describe_run(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[str, Any]:
+    """What `run.json` says: enough to run it again and to know what it ran on."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    parameters = [(p.ds_numel if hasattr(p, "ds_numel") else p.numel(), p.requires_grad) for p in model.parameters()]
+    studies = [study for split in splits.studies.values() for study in split]
+    return {
+        "recipe": args.recipe,
+        "command": args.command,
+        "hf_medvlm": __version__,
+        "versions": {name: found for name in PACKAGES if (found := installed_version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "device": str(trainer.args.device),
+        "processes": trainer.accelerator.num_processes,
+        "seed": trainer.args.seed,
+        "model_class": type(model).__name__,
+        "parameters": sum(n for n, _ in parameters),
+        "trainable_parameters": sum(n for n, trainable in parameters if trainable),
+        "dataset": splits.name,
+        "image_folder": str(splits.image_folder),
+        "data_hash": data_hash(splits),
+        "split_sizes": {split: len(found) for split, found in splits.studies.items()},
+        "patients": len({study.patient_id for study in studies}),
+        "licences": sorted({study.licence for study in studies if study.licence}),
+        "sources": sorted({study.source for study in studies if study.source}),
+        "rejected": splits.rejections(),
+        "steps": trainer.state.global_step,
+        "epochs": trainer.state.epoch,
+        "best_checkpoint_metric": trainer.args.metric_for_best_model,
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version of a package, None where it is absent."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def data_hash(splits: Splits) -> str:
+    """SHA-256 over the studies of all splits, in their order: equal hashes mean equal studies (not equal pixels)."""
+    digest = hashlib.sha256()
+    for split in splits.studies.values():
+        for study in split:
+            digest.update(json.dumps(study.to_dict(), sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()

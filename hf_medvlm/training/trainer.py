@@ -1,0 +1,204 @@
+"""`MedVLMTrainer`: the Hugging Face `Trainer`, with the four things put right that its users trip over here.
+
+1. A loss that is a mean over tokens or labelled entries is a mean over the *global* batch: loss and gradient are the
+   same whatever the number of accumulated micro-batches and of processes. The model counts (`count_loss_items`), the
+   trainer sums over micro-batches and processes, and `forward` divides (`loss_denominators`). The stock Trainer
+   multiplies BLIP's loss by the accumulation steps and by the processes.
+2. Every study is evaluated exactly once, in any number of processes and at any batch size (`evaluation.py`).
+3. Named loss terms are logged.
+4. Nothing is pushed from here: `hub.py` decides what may leave.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers import Trainer
+
+from hf_medvlm.data.rows import Row, StudyRows
+from hf_medvlm.training.arguments import MedVLMArguments
+from hf_medvlm.training.callbacks import EpochOfTheRows
+from hf_medvlm.training.evaluation import Evaluation, Scores, without_nan
+
+
+class MedVLMTrainer(Trainer):
+    """Trains and evaluates any family.
+
+    Args:
+        evaluation: how the family is scored; needed for `evaluate` and `scores`.
+        Everything else is the `Trainer`'s; `data_collator` is the training collator, `train_dataset` and `eval_dataset`
+        are `StudyRows`.
+    """
+
+    args: MedVLMArguments
+
+    def __init__(self, *args: Any, evaluation: Evaluation | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.evaluation = evaluation
+        self._counts_items = hasattr(self.model, "count_loss_items")
+        # Trainer divides by the accumulation steps unless the model takes the number of items; ours takes denominators.
+        self.model_accepts_loss_kwargs = self._counts_items
+        self._terms: dict[str, Tensor] = {}
+        self._terms_since = 0
+        self.add_callback(EpochOfTheRows())
+
+    # -- the loss ------------------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+        """The micro-batches of one optimizer step, and the counts of the global batch that the loss is a mean over."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        return batches, self.loss_denominators(batches, device) if self._counts_items and batches else None
+
+    def loss_denominators(self, batches: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+        """name -> (), summed over `batches` and over all processes."""
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        totals: dict[str, Tensor] = {}
+        for batch in batches:
+            for name, count in model.count_loss_items(**batch).items():
+                totals[name] = totals.get(name, 0) + count.to(device)
+        return {name: self.accelerator.reduce(count, "sum") for name, count in totals.items()}
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: dict[str, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The loss of one micro-batch, such that the sum over the step is the loss of the global batch."""
+        if num_items_in_batch is None:
+            outputs = model(**inputs)
+            loss = outputs.loss
+        else:
+            outputs = model(**inputs, loss_denominators=num_items_in_batch)
+            # The processes' gradients are averaged, and so is the logged loss; the denominators are global already.
+            loss = outputs.loss * self.accelerator.num_processes
+        for name, term in (outputs.get("loss_terms") or {}).items():
+            scale = (
+                self.accelerator.num_processes if num_items_in_batch else 1 / self.current_gradient_accumulation_steps
+            )
+            self._terms[name] = self._terms.get(name, 0) + term.detach() * scale
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the named terms of the loss, averaged over the steps since the last log, as `loss/<name>`."""
+        if "loss" in logs and self._terms:
+            steps = max(self.state.global_step - max(self._terms_since, self._initial_global_step), 1)
+            for name, total in self._terms.items():
+                logs[f"loss/{name}"] = self.accelerator.reduce(total, "mean").item() / steps
+            self._terms, self._terms_since = {}, self.state.global_step
+        super().log(logs, start_time)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's; where the studies do not fill one global batch, the last small batch is kept."""
+        args = self.args
+        if len(self.train_dataset) < self._train_batch_size * args.world_size:
+            args.dataloader_drop_last = False
+        return super().get_train_dataloader()
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's, without its pickle of the arguments: `run.json` says it all, and nothing here is unpickled."""
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+
+    # -- evaluation ----------------------------------------------------------------------------------------------------
+
+    def evaluate(
+        self,
+        eval_dataset: StudyRows | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Score a split (the validation split by default) and log `<prefix>_<metric>`; NaN metrics are left out."""
+        start = time.perf_counter()
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        scores = self.scores(rows)
+        metrics = {f"{metric_key_prefix}_{k}": v for k, v in without_nan(scores.metrics).items() if v is not None}
+        metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def scores(self, rows: StudyRows) -> Scores:
+        """Run the family's evaluation over `rows`, in all processes; every process gets the scores.
+
+        Raises:
+            ValueError: the split is empty, or the trainer has no evaluation.
+        """
+        if self.evaluation is None:
+            raise ValueError("this trainer has no evaluation; pass evaluation= to MedVLMTrainer")
+        if not len(rows):
+            raise ValueError("there is no study to evaluate on; look at the splits that --dry_run prints")
+        outputs = self.predict_rows(rows)
+        return self.evaluation.score(outputs, rows.studies)
+
+    @torch.no_grad()
+    def predict_rows(self, rows: StudyRows) -> dict[str, list[np.ndarray]]:
+        """What `Evaluation.predict` gives for each study, in the order of the data set, each study once.
+
+        Batches are dealt to the processes in turn. Every process runs the same number of them (ZeRO-3 hangs otherwise):
+        where one is short it runs a batch again, and what came twice is counted once.
+        """
+        size, rank, world = (
+            self.args.per_device_eval_batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        batches = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
+        rounds = -(-len(batches) // world)
+        mine = [batches[min(i * world + rank, len(batches) - 1)] for i in range(rounds)]
+        loader = DataLoader(
+            rows, batch_sampler=mine, collate_fn=self._evaluation_batch, num_workers=self.args.dataloader_num_workers
+        )
+        model = self._evaluation_model()
+        seen: dict[int, dict[str, np.ndarray]] = {}
+        hidden = self.args.disable_tqdm or not self.is_world_process_zero()
+        for indices, batch in tqdm(loader, desc="Evaluating", leave=False, disable=hidden):
+            with self.accelerator.autocast():
+                outputs = self.evaluation.predict(model, self._prepare_inputs(batch))
+            arrays = {
+                name: tensor.float().cpu().numpy() if tensor.is_floating_point() else tensor.cpu().numpy()
+                for name, tensor in outputs.items()
+            }
+            for place, index in enumerate(indices):
+                seen[index] = {name: array[place] for name, array in arrays.items()}
+        if world > 1:
+            seen = {index: values for part in gather_object([seen]) for index, values in part.items()}
+        missing = set(range(len(rows))) - set(seen)
+        if missing:
+            raise RuntimeError(f"{len(missing)} studies were not evaluated, the first is number {min(missing)}")
+        return {name: [seen[index][name] for index in range(len(rows))] for name in seen[0]}
+
+    def _evaluation_batch(self, rows: list[Row]) -> tuple[list[int], dict[str, Any]]:
+        return [row.index for row in rows], self.evaluation.collate(rows)
+
+    def _evaluation_model(self) -> nn.Module:
+        """The model in evaluation mode; under ZeRO-3 its parameters stay sharded and are gathered module by module."""
+        if self.is_deepspeed_enabled and self.deepspeed is None:  # evaluation without training first
+            from transformers.integrations.deepspeed import deepspeed_init
+
+            deepspeed_init(self, num_training_steps=0, inference=True)
+            self.model_wrapped = self.deepspeed = self.accelerator.prepare(self.model)
+        elif self.model_wrapped is self.model:
+            self.model.to(self.args.device)
+        return self.accelerator.unwrap_model(self.model_wrapped).eval()
+
+
+def forward_parameters(model: nn.Module) -> set[str]:
+    """Names that `model.forward` takes; every key of a collator is one of them (point 7 of the contract)."""
+    return set(inspect.signature(model.forward).parameters)
