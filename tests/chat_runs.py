@@ -1,0 +1,21 @@
+"""Runs of recipes/llava_mimic.py in one go, so that a launcher starts its processes once for all of them.
+
+    deepspeed --num_accelerators 2 tests/chat_runs.py RUNS.json
+
+RUNS.json is a list of command lines.
+"""
+
+from __future__ import annotations
+
+import json
+import runpy
+import sys
+from pathlib import Path
+
+RECIPE = Path(__file__).parents[1] / "recipes" / "llava_mimic.py"
+
+if __name__ == "__main__":
+    main = runpy.run_path(str(RECIPE))["main"]
+    # launchers may put options of their own in front
+    for words in json.loads(Path(sys.argv[-1]).read_text()):
+        main(words)

@@ -1,0 +1,172 @@
+"""The families as the contract tests see them: a tiny model, its collator, its evaluation. One function a family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_medvlm.data.load import Splits
+from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training.evaluation import Evaluation
+from hf_medvlm.training.trainer import MedVLMTrainer
+
+SIZE = 32
+
+
+@dataclass
+class Family:
+    """What the contract needs of a family.
+
+    `collator(training)` gives a collator; `signal` takes what `forward` returned to a tensor (B, ...) that depends on
+    the study alone, not on its neighbours or its padding.
+    """
+
+    model: Any
+    collator: Callable[[bool], Any]
+    evaluation: Evaluation
+    signal: Callable[[Any], Tensor]
+    trainer_class: type[MedVLMTrainer] = MedVLMTrainer
+
+
+def captioner(model_class: type, splits: Splits) -> Family:
+    from hf_medvlm.collators.captions import CaptionCollator
+    from hf_medvlm.training.evaluation_text import TextEvaluation
+
+    tokenizer = train_tokenizer([study.text() for study in splits.train], vocab_size=300)
+    processor = model_class.tiny_processor(tokenizer, SIZE)
+    model = model_class.tiny(tokenizer, SIZE)
+
+    def collator(training: bool) -> CaptionCollator:
+        return CaptionCollator(
+            processor, splits.image_folder, model.first_token(model.config), max_length=96, training=training
+        )
+
+    evaluation = TextEvaluation(collator(False), tokenizer, [study.text() for study in splits.train], max_new_tokens=12)
+    return Family(model, collator, evaluation, signal=lambda output: output.nll)
+
+
+def blip(splits: Splits) -> Family:
+    from hf_medvlm.models.captioners import BlipCaptioner
+
+    return captioner(BlipCaptioner, splits)
+
+
+def git(splits: Splits) -> Family:
+    from hf_medvlm.models.captioners import GitCaptioner
+
+    return captioner(GitCaptioner, splits)
+
+
+def dual_encoder(splits: Splits, variant: str = "") -> Family:
+    from hf_medvlm.collators.pairs import PairCollator
+    from hf_medvlm.models.dual_encoder import DualEncoderModel
+    from hf_medvlm.models.dual_encoder_processor import build_processor
+    from hf_medvlm.models.patch_ib import PatchIBModel, variant_options
+    from hf_medvlm.training.contrastive import ContrastiveTrainer
+    from hf_medvlm.training.evaluation_retrieval import RetrievalEvaluation
+
+    tokenizer = train_tokenizer([study.text() for study in splits.train], vocab_size=300)
+    processor = build_processor(tokenizer, SIZE)
+    if variant:
+        model = PatchIBModel.tiny(tokenizer, SIZE, **variant_options(variant, depth=4))
+    else:
+        model = DualEncoderModel.tiny(tokenizer, SIZE)
+
+    def collator(training: bool) -> PairCollator:
+        return PairCollator(processor, splits.image_folder, max_length=96, training=training)
+
+    evaluation = RetrievalEvaluation(collator(False), model)
+    return Family(model, collator, evaluation, lambda output: output.text_embeds, ContrastiveTrainer)
+
+
+def patch_ib(splits: Splits) -> Family:
+    return dual_encoder(splits, variant="G")
+
+
+def llava(splits: Splits) -> Family:
+    from hf_medvlm.collators.chat import ChatCollator
+    from hf_medvlm.collators.templates import SYSTEM
+    from hf_medvlm.data.chat import PROMPTS, ChatOptions
+    from hf_medvlm.models.llava_tiny import make_processor, tiny_reporter, train_chat_tokenizer
+    from hf_medvlm.training.evaluation_chat import ChatEvaluation
+
+    reports = [study.text() for study in splits.train]
+    tokenizer = train_chat_tokenizer([SYSTEM, *reports], vocab_size=600)
+    processor = make_processor(tokenizer, SIZE, patch_size=8)
+
+    def collator(training: bool) -> ChatCollator:
+        options = ChatOptions(prompts=PROMPTS[:1])  # or the question would tell the studies apart
+        return ChatCollator(processor, splits.image_folder, options=options, training=training)
+
+    evaluation = ChatEvaluation(collator(False), tokenizer, reports, max_new_tokens=12)
+    model = tiny_reporter(tokenizer, SIZE, patch_size=8)
+    return Family(model, collator, evaluation, signal=lambda output: output.nll)
+
+
+def biovil_t(splits: Splits) -> Family:
+    from hf_medvlm.collators.priors import PriorCollator, find_priors
+    from hf_medvlm.models.biovil_t import BioViLTModel
+    from hf_medvlm.models.biovil_t_processor import BioViLTImageProcessor, BioViLTProcessor
+    from hf_medvlm.training.contrastive import ContrastiveTrainer
+    from hf_medvlm.training.evaluation_biovil_t import BioViLTEvaluation
+
+    tokenizer = train_tokenizer([study.text() for study in splits.train], vocab_size=300)
+    processor = BioViLTProcessor(BioViLTImageProcessor(SIZE, SIZE), tokenizer)
+    names = ("Pleural Effusion", "Lung Opacity", "Cardiomegaly", "Consolidation")
+    # light weights: four losses together would take too long a step at the rate of 1 of tests/steps.py
+    light = dict.fromkeys(("global_weight", "local_weight", "progression_weight", "findings_weight"), 0.02)
+    model = BioViLTModel.tiny(tokenizer, progression_findings=names, findings=names, **light)
+    priors = find_priors(study for studies in splits.studies.values() for study in studies)
+
+    def collator(training: bool) -> PriorCollator:
+        labels = {"progression_findings": names, "findings": names}
+        return PriorCollator(processor, splits.image_folder, max_length=96, training=training, priors=priors, **labels)
+
+    evaluation = BioViLTEvaluation(collator(False), model, task="progression", train_studies=splits.train)
+
+    def signal(output: Any) -> Tensor:
+        return torch.cat((output.image_embeds, output.text_embeds), dim=1)
+
+    return Family(model, collator, evaluation, signal, ContrastiveTrainer)
+
+
+def medklip(splits: Splits) -> Family:
+    from transformers import ViTImageProcessorPil
+
+    from hf_medvlm.collators.findings import FindingsCollator
+    from hf_medvlm.labels import MEDKLIP_POSITIONS
+    from hf_medvlm.models.descriptions import describe, hashed_embeddings, position_prompts
+    from hf_medvlm.models.medklip import MedKlipModel
+    from hf_medvlm.training.evaluation_medklip import MedKlipEvaluation
+
+    names = ("effusion", "cardiomegaly", "pneumothorax", "fracture")
+    processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})
+    model = MedKlipModel.tiny(dropout=0.0, position_temperature=0.1, semantic_weight=0.1)
+    model.set_entity_embeddings(hashed_embeddings([describe(name) for name in names]), names)
+    model.set_position_embeddings(hashed_embeddings(position_prompts()), MEDKLIP_POSITIONS)
+
+    def collator(training: bool) -> FindingsCollator:
+        return FindingsCollator(processor, splits.image_folder, names, unmentioned="absent", training=training)
+
+    return Family(model, collator, MedKlipEvaluation(collator(False)), signal=lambda output: output.logits)
+
+
+FAMILIES: dict[str, Callable[[Splits], Family]] = {
+    "blip": blip,
+    "git": git,
+    "dual_encoder": dual_encoder,
+    "patch_ib": patch_ib,
+    "llava": llava,
+    "biovil_t": biovil_t,
+    "medklip": medklip,
+}
+
+
+def build(name: str, splits: Splits) -> Family:
+    """The family `name`, with the same weights at every call."""
+    torch.manual_seed(0)
+    return FAMILIES[name](splits)

@@ -1,0 +1,213 @@
+"""The contract of section 5 of the design, over every family of tests/families.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from families import FAMILIES, Family, build
+from safetensors.torch import load_file
+from steps import GLOBAL_BATCH, logged_losses, make_trainer
+from transformers import AutoConfig, AutoModel
+
+from hf_medvlm.data.rows import StudyRows, as_rows
+from hf_medvlm.training.trainer import forward_parameters
+
+pytestmark = pytest.mark.parametrize("name", sorted(FAMILIES))
+
+
+@pytest.fixture(scope="module")
+def _built(splits) -> dict[str, Family]:
+    return {name: build(name, splits) for name in FAMILIES}
+
+
+@pytest.fixture
+def family(name: str, _built: dict[str, Family]) -> Family:
+    return copy.deepcopy(_built[name])
+
+
+@pytest.fixture(scope="module")
+def studies(splits) -> list:
+    return list(splits.train[:GLOBAL_BATCH])
+
+
+def signal(family: Family, batch: dict) -> torch.Tensor:
+    with torch.no_grad():
+        return family.signal(family.model.eval()(**batch))
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+
+def assert_same_step(found: dict, wanted: dict, before: dict) -> None:
+    """The same move from `before`: each tensor's move within 1e-4 of its own size."""
+    for key, end in wanted.items():
+        if key in found and end.is_floating_point():
+            move = (end - before[key]).abs().max().item()
+            assert (found[key] - end).abs().max().item() <= 1e-4 * move + 1e-6, key
+
+
+def test_saved_and_loaded_again_it_is_the_same_to_the_bit(name, family, studies, tmp_path):
+    batch = family.collator(False)(studies)
+    family.model.save_pretrained(tmp_path)
+    assert not list(tmp_path.glob("*.bin"))
+    loaded = AutoModel.from_pretrained(tmp_path)
+    assert type(loaded) is type(family.model)
+    assert AutoConfig.from_pretrained(tmp_path).model_type == family.model.config.model_type
+    for (key, ours), theirs in zip(family.model.named_buffers(), dict(loaded.named_buffers()).values(), strict=True):
+        assert torch.equal(ours, theirs), key
+    wanted = signal(family, batch)
+    family.model = loaded
+    assert torch.equal(signal(family, batch), wanted)
+
+
+def test_every_trainable_parameter_gets_a_gradient(name, family, studies):
+    output = family.model.train()(**family.collator(False)(studies))
+    assert torch.isfinite(output.loss)
+    output.loss.backward()
+    without = [key for key, p in family.model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without
+
+
+def test_more_padding_changes_nothing(name, family, studies):
+    by_length = sorted(studies, key=lambda study: len(study.text()))
+    collator = family.collator(False)
+    alone = signal(family, collator(by_length[:1]))
+    beside_longer = signal(family, collator([by_length[0], by_length[-1]]))
+    torch.testing.assert_close(beside_longer[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_forward_works_without_labels(name, family, studies):
+    batch = {key: value for key, value in family.collator(False)(studies).items() if "label" not in key}
+    output = family.model(**batch)
+    if any("label" in key for key in forward_parameters(family.model)):
+        assert output.loss is None
+
+
+def test_collator_keys_are_parameters_of_forward(name, family, studies):
+    assert set(family.collator(False)(studies)) <= forward_parameters(family.model)
+    assert set(family.collator(True)(studies)) <= forward_parameters(family.model)
+
+
+def test_collator_is_repeatable_and_leaves_its_input_alone(name, family, studies):
+    rows, before = as_rows(studies), [study.to_dict() for study in studies]
+    first, second = family.collator(True)(rows), family.collator(True)(rows)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    assert [row.study.to_dict() for row in rows] == before
+    plain = family.collator(False)(rows)["pixel_values"]
+    assert not torch.equal(plain, first["pixel_values"]), "training batches are augmented"
+    assert torch.equal(plain, family.collator(False)(rows)["pixel_values"])
+
+
+def test_accumulated_micro_batches_give_the_same_step(name, family, splits, tmp_path):
+    """The stock Trainer multiplies BLIP's gradient by the number of micro-batches (transformers#47688)."""
+    before = weights(family.model)
+    whole = make_trainer(copy.deepcopy(family), splits, tmp_path)
+    whole.train()
+    cut = make_trainer(family, splits, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    cut.train()
+    assert logged_losses(cut) == pytest.approx(logged_losses(whole), rel=1e-4)
+    assert_same_step(weights(cut.model), weights(whole.model), before)
+
+
+def test_metrics_do_not_depend_on_the_evaluation_batch(name, family, splits, tmp_path):
+    rows = StudyRows(splits.test[:7])
+    found = []
+    for size in (1, 3, 7):
+        trainer = make_trainer(family, splits, tmp_path, per_device_eval_batch_size=size)
+        scores = trainer.scores(rows)
+        assert scores.n == 7 and len(scores.predictions) == 7
+        found.append(scores.metrics)
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4, abs=1e-6, nan_ok=True)
+
+
+def test_it_overfits_eight_studies_and_uses_the_image(name, family, splits, tmp_path):
+    eight = list({study.text(): study for study in splits.train}.values())[:GLOBAL_BATCH]  # no report twice
+    trainer = make_trainer(family, splits, tmp_path, max_steps=60, optim="adamw_torch", learning_rate=3e-3)
+    trainer.train_dataset = StudyRows(eight)
+    trainer.train()
+    losses = logged_losses(trainer)
+    assert losses[-1] < 0.5 * losses[0]
+    batch = family.collator(False)(eight)
+    shuffled = batch | {"pixel_values": batch["pixel_values"].roll(1, 0)}
+    with torch.no_grad():
+        model = trainer.model.eval()
+        assert model(**shuffled).loss > model(**batch).loss
+
+
+def test_killed_and_resumed_it_ends_on_the_same_weights(name, family, splits, tmp_path):
+    options = {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-3, "per_device_train_batch_size": 3}
+    options |= {"save_strategy": "steps", "save_steps": 3}
+    whole = make_trainer(copy.deepcopy(family), splits, tmp_path, **options)
+    whole.data_collator = family.collator(True)
+    whole.train()
+    resumed = make_trainer(family, splits, tmp_path, **options)
+    resumed.data_collator = family.collator(True)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    ended = weights(resumed.model)
+    assert all(torch.equal(ended[key], value) for key, value in weights(whole.model).items())
+
+
+def test_bf16_and_gradient_checkpointing(name, family, splits, tmp_path):
+    plain = make_trainer(copy.deepcopy(family), splits, tmp_path)
+    plain.train()
+    saving = make_trainer(copy.deepcopy(family), splits, tmp_path, gradient_checkpointing=True)
+    saving.train()
+    for key, value in weights(plain.model).items():
+        torch.testing.assert_close(weights(saving.model)[key], value, rtol=1e-3, atol=1e-4)
+    half = make_trainer(family, splits, tmp_path, bf16=True)
+    half.train()
+    assert logged_losses(half) == pytest.approx(logged_losses(plain), rel=0.03)
+
+
+@pytest.fixture(scope="module")
+def launched(cache: Path, root: Path, tmp_path_factory):
+    """Runs tests/steps.py in two real processes, once a mode, for all families together."""
+    done: dict[str, tuple[Path, subprocess.CompletedProcess]] = {}
+
+    def run(mode: str) -> Path:
+        if mode not in done:
+            out = tmp_path_factory.mktemp(mode)
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+            command += [str(root / "tests" / "steps.py"), str(out), *sorted(FAMILIES)]
+            command += [] if mode == "ddp" else ["--deepspeed", str(root / "ds_configs" / f"{mode}.json")]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+            ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+            done[mode] = (out, ended)
+        out, ended = done[mode]
+        assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
+        return out
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
+def test_two_processes_take_the_same_step_and_count_each_study_once(
+    name, mode, family, splits, studies, launched, tmp_path
+):
+    before = weights(family.model)
+    alone = make_trainer(family, splits, tmp_path)
+    alone.train()
+    out = launched(mode)
+    found = json.loads((out / f"{name}.json").read_text())
+    assert found["losses"] == pytest.approx(logged_losses(alone), rel=1e-4)
+    files = sorted(path.name for path in (out / name).glob("*.safetensors"))
+    assert files == ["model.safetensors"]
+    assert_same_step(load_file(out / name / "model.safetensors"), weights(alone.model), before)
+    wanted = alone.scores(alone.eval_dataset).to_dict()["metrics"]
+    assert found["n"] == 7
+    for metric, value in wanted.items():
+        if value is None or math.isnan(value):
+            assert found["metrics"][metric] is None
+        else:
+            assert found["metrics"][metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric

@@ -1,0 +1,116 @@
+"""The preflight: what it says of a sound run, and what it stops, with the way out."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from families import build
+from hub_server import TOKEN, HubServer
+from torch import nn
+
+from hf_medvlm.data.load import Splits
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.training.arguments import MedVLMArguments
+from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
+from hf_medvlm.training.preflight import preflight
+from hf_medvlm.training.preflight_resources import check_trackers, parameter_sizes, training_bytes
+
+
+def checks_of(splits, tmp_path, family="blip", **options):
+    """Preflight of a run of `family`: what was looked at -> [(state, found)]."""
+    made = build(family, splits)
+    training = MedVLMArguments(output_dir=str(tmp_path / "out"), use_cpu=True, **options)
+    trainer = made.trainer_class(
+        model=made.model,
+        args=training,
+        data_collator=made.collator(True),
+        evaluation=made.evaluation,
+        train_dataset=StudyRows(splits.train),
+        eval_dataset=StudyRows(splits.validate),
+        processing_class=made.evaluation.tokenizer,
+    )
+    checks = preflight(trainer, splits, SimpleNamespace(training=training))
+    found = {}
+    for state, what, text in checks.lines:
+        found.setdefault(what, []).append((state, text))
+    return found, checks
+
+
+def test_a_sound_run_is_ok_from_top_to_bottom_and_quick(splits, tmp_path):
+    start = time.perf_counter()
+    found, checks = checks_of(splits, tmp_path, gradient_accumulation_steps=3, max_steps=10, dry_run=True)
+    assert time.perf_counter() - start < 20
+    assert {state for lines in found.values() for state, _ in lines} == {OK}
+    assert {"data", "leakage", "supervised", "batch", "model", "steps", "memory", "disk", "metrics"} <= set(found)
+    assert "10 steps of 24 studies (8 a device x 3 accumulated x 1 processes)" in found["steps"][0][1]
+    words = found["supervised"][1][1].lower().replace("' ", "'").split()[:3]
+    assert words[0].strip("'\"") in splits.train[0].text().lower()
+    checks.stop_if_needed()
+
+
+def test_a_patient_in_two_splits_stops_the_run(splits, tmp_path):
+    one = splits.train[0]
+    other = replace(splits.test[0], patient_id=one.patient_id)
+    leaky = Splits({"train": splits.train, "validate": splits.validate, "test": [other]}, splits.image_folder, "x")
+    found, checks = checks_of(leaky, tmp_path)
+    assert found["leakage"][0][0] == STOP and repr(one.patient_id) in found["leakage"][0][1]
+    with pytest.raises(ValueError, match="the preflight stops the run.*two splits.*--patient_column"):
+        checks.stop_if_needed()
+
+
+def test_an_image_in_two_splits_is_a_warning(splits, tmp_path):
+    other = replace(splits.test[0], images=splits.train[0].images)
+    leaky = Splits({"train": splits.train, "validate": [], "test": [other]}, splits.image_folder, "x")
+    found, _ = checks_of(leaky, tmp_path, eval_strategy="no")
+    assert found["leakage"][0][0] == WARNING
+    assert (WARNING, "the validate split is empty; there will be no validate scores") in found["data"]
+
+
+def test_memory_is_the_sum_that_zero_s_paper_gives():
+    model = nn.ModuleList([nn.Linear(100, 10, bias=False), nn.Linear(50, 10, bias=False)])
+    model[1].requires_grad_(False)
+    sizes = parameter_sizes(model.to(torch.bfloat16))
+    assert sizes == [(1000, 2, True), (500, 2, False)]
+    assert training_bytes(sizes) == 3000 + 2000 + 8000
+    assert training_bytes(sizes, 1, 4) == 3000 + 2000 + 2000
+    assert training_bytes(sizes, 2, 4) == 3000 + 500 + 2000
+    assert training_bytes(sizes, 3, 4) == 750 + 500 + 2000
+
+
+def test_a_full_disk_stops_the_run(splits, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
+    found, _ = checks_of(splits, tmp_path)
+    assert found["disk"][0][0] == STOP and "--save_total_limit" in found["disk"][0][1]
+
+
+def test_a_tracker_that_is_not_installed_stops_the_run(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    checks = Checks()
+    check_trackers(checks, ["wandb", "none"])
+    assert checks.lines == [(STOP, "tracker", "--report_to wandb, but it is not installed: pip install wandb")]
+
+
+def test_a_push_lists_its_files_and_tries_the_hub(splits, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    with HubServer() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", hub.url, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        found, _ = checks_of(splits, tmp_path, push_to_hub=True, hub_token=TOKEN)
+        assert found["Hub"] == [(OK, "it answers and knows you")] and hub.repos == {}
+        assert "(private)" in found["push"][0][1] and "model.safetensors" in found["push"][0][1]
+        found, _ = checks_of(splits, tmp_path, push_to_hub=True, hub_token="hf_wrong")
+        assert found["Hub"][0][0] == WARNING and "push later with" in found["Hub"][0][1]
+
+
+def test_an_offline_hub_and_closed_data_are_told_before_training(splits, tmp_path):
+    closed = [replace(s, source="MIMIC-CXR", licence="PhysioNet Credentialed") for s in splits.train]
+    data = Splits({"train": closed, "validate": splits.validate, "test": splits.test}, splits.image_folder, "x")
+    found, _ = checks_of(data, tmp_path, push_to_hub=True, hub_private_repo=False)
+    assert found["Hub"] == [(WARNING, "HF_HUB_OFFLINE is set; unset it, or leave out --push_to_hub")]
+    assert found["push"][1][0] == STOP and "--hub_public_acknowledged" in found["push"][1][1]
