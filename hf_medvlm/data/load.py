@@ -7,14 +7,15 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hf_medvlm.data.images import find_broken
+from hf_medvlm.data.quality import find_leakage, refuse_leakage, without_images
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.data.sources.table import read_table
 from hf_medvlm.data.splits import assign_splits
-from hf_medvlm.data.study import Study, StudyImage, read_jsonl
+from hf_medvlm.data.study import Study, read_jsonl
 from hf_medvlm.data.synthetic import GENERATOR, make_studies
 from hf_medvlm.labels import SPLITS
 
@@ -99,7 +100,7 @@ def load_splits(
     if verify_images:
         studies = drop_broken(studies, folder, rejected)
     studies = _drop_unusable(studies, dataset, rejected)
-    check_leakage(studies)
+    refuse_leakage(find_leakage(studies))
     limits = {"train": train_studies, "validate": eval_studies, "test": eval_studies}
     by_split = {split: [s for s in studies if s.split == split][: limits[split]] for split in SPLITS}
     if not by_split["train"]:
@@ -130,20 +131,12 @@ def drop_broken(studies: Sequence[Study], folder: Path, rejected: list[Rejected]
         for number in sorted(bad):
             path = folder / study.images[number].path
             rejected.append(Rejected(str(path), None, study.study_id, "image cannot be read", broken[path]))
-        kept.append(_without_images(study, bad) if bad else study)
+        kept.append(without_images(study, bad) if bad else study)
     logger.warning("%d of the images cannot be read; rejected.jsonl names them", len(broken))
     if all(not study.images for study in kept):
         path, reason = next(iter(broken.items()))
         raise ValueError(f"none of {len(broken)} images in {folder} can be read; the first: {path}: {reason}")
     return kept
-
-
-def _without_images(study: Study, bad: set[int]) -> Study:
-    keep = [number for number in range(len(study.images)) if number not in bad]
-    place = {number: new for new, number in enumerate(keep)}
-    images: tuple[StudyImage, ...] = tuple(study.images[number] for number in keep)
-    boxes = tuple(replace(box, image=place[box.image]) for box in study.boxes if box.image in place)
-    return replace(study, images=images, boxes=boxes)
 
 
 def _drop_unusable(studies: Sequence[Study], dataset: str, rejected: list[Rejected]) -> list[Study]:
@@ -157,17 +150,6 @@ def _drop_unusable(studies: Sequence[Study], dataset: str, rejected: list[Reject
     if not kept:
         raise ValueError(f"{dataset}: no study has both an image and a text; {_reasons(rejected)}")
     return kept
-
-
-def check_leakage(studies: Sequence[Study]) -> None:
-    """Raise `ValueError` where a patient is in two splits; the message names the first five."""
-    splits: dict[str, set[str]] = {}
-    for study in studies:
-        splits.setdefault(study.patient_id, set()).add(study.split or "")
-    torn = {patient: sorted(names) for patient, names in splits.items() if len(names) > 1}
-    if torn:
-        shown = "; ".join(f"{patient} in {' and '.join(names)}" for patient, names in list(torn.items())[:5])
-        raise ValueError(f"{len(torn)} patient(s) in more than one split: {shown}. Split by patient.")
 
 
 def _reasons(rejected: Sequence[Rejected]) -> str:

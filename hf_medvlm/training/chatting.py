@@ -16,7 +16,8 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from hf_medvlm.collators.chat import ChatCollator
 from hf_medvlm.collators.templates import SYSTEM
 from hf_medvlm.data.chat import ChatOptions, answer_of, modality_length, read_llava, turns_of, with_conversations
-from hf_medvlm.data.load import Splits, check_leakage, drop_broken, load_splits
+from hf_medvlm.data.load import Splits, drop_broken, load_splits
+from hf_medvlm.data.quality import find_leakage, refuse_leakage
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.data.sources.vqa_rad import as_multi_turn, read_vqa_rad
@@ -75,7 +76,7 @@ def _read_conversations(data: ChatDataArguments) -> Splits:
     whole = [new for old, new in zip(studies, whole, strict=True) if new.images == old.images]
     has_test = any(study.split == "test" for study in whole)
     whole = assign_splits(whole, test=0.0 if has_test else 0.1)
-    check_leakage(whole)
+    refuse_leakage(find_leakage(whole))
     limits = {"train": data.train_studies, "validate": data.eval_studies, "test": data.eval_studies}
     by_split = {split: [study for study in whole if study.split == split][: limits[split]] for split in SPLITS}
     if not by_split["train"]:
@@ -221,7 +222,7 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
             template=args.model.version,
             max_length=args.training.model_max_length,
             packing=training and args.training.packing,
-            training=training and args.data.augment,
+            training=training and args.training.augment,
             seed=args.training.seed,
         )
 

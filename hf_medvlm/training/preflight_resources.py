@@ -13,7 +13,7 @@ from torch import nn
 
 from hf_medvlm.data.load import Splits
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
-from hf_medvlm.training.deepspeed import check_deepspeed, read_deepspeed
+from hf_medvlm.training.deepspeed import read_deepspeed
 from hf_medvlm.training.hub import check_may_be_public, names_to_push, why_hub_unreachable
 
 if TYPE_CHECKING:
@@ -92,13 +92,6 @@ def _disk(checks: Checks, trainer: MedVLMTrainer) -> None:
 def _deepspeed(checks: Checks, trainer: MedVLMTrainer) -> None:
     args = trainer.args
     if not args.deepspeed:
-        return
-    try:
-        check_deepspeed(
-            args.deepspeed, args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size
-        )
-    except ValueError as error:
-        checks.add(STOP, "DeepSpeed", str(error))
         return
     zero = read_deepspeed(args.deepspeed).get("zero_optimization", {})
     offload = [part for part in ("optimizer", "param") if zero.get(f"offload_{part}", {}).get("device") == "cpu"]
