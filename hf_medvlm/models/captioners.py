@@ -28,11 +28,7 @@ from transformers import (
 
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.models.outputs import CaptionerOutput
-from hf_medvlm.models.tiny import sine_positions
-
-TINY_PATCH = 16
-TINY_INIT = 0.07
-"""About 1 / sqrt(width) of the tiny models: with BERT's 0.02, made for a width of 768, the image is heard late."""
+from hf_medvlm.models.tiny import TINY_INIT, TINY_PATCH, sine_positions
 
 
 class BlipCaptionerConfig(BlipConfig):

@@ -12,6 +12,7 @@ from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.models.captioners import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import option, split_names
 from hf_medvlm.training.evaluation_text import TextEvaluation
 from hf_medvlm.training.lora import add_lora
@@ -19,24 +20,13 @@ from hf_medvlm.training.trainer import MedVLMTrainer
 
 DEFAULTS = {"metric_for_best_model": "cider", "greater_is_better": True}
 
-# What a tiny model on made-up studies takes: a few minutes on two cores. Each study is seen a handful of times, so that
-# augmentation would only slow it down.
-TINY = {
-    "synthetic_studies": 8000,
-    "synthetic_size": 96,
-    "eval_studies": 300,
-    "image_size": 96,
+TINY = arguments.TINY | {
     "sections": "findings",
-    "augment": False,
     "max_steps": 1000,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 100,
     "learning_rate": 5e-3,
     "adam_beta2": 0.98,
-    "warmup_steps": 0.1,
-    "lr_scheduler_type": "cosine",
-    "weight_decay": 0.05,
-    "dataloader_num_workers": 1,
 }
 
 # GIT's layers normalise after the sum, as BERT's do, and want smaller steps.
@@ -53,7 +43,6 @@ class CaptioningArguments:
     prompt: str = option("", "text in front of every report, given and not learnt")
     max_length: int = option(128, "tokens of a report at most, in training and in generation")
     num_beams: int = option(1, "1: greedy search; more: beam search")
-    augment: bool = option(True, "vary pose, exposure and noise of the training images (never mirrored)")
     freeze_vision: bool = option(False, "do not train the vision tower")
     lora_rank: int = option(0, "above 0: train LoRA adapters of this rank instead of all weights")
     merge_lora: bool = option(True, "with LoRA: write the merged plain model when done, the adapter beside it")
@@ -102,7 +91,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
             sections=sections,
             prompt=options.prompt,
             max_length=options.max_length,
-            training=training and options.augment,
+            training=training and args.training.augment,
             seed=args.training.seed,
         )
 

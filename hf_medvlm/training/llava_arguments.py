@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from hf_medvlm.collators.templates import TEMPLATES
 from hf_medvlm.data.chat import PROMPTS, VIEWS
+from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, option
 from hf_medvlm.training.legacy import say
 
@@ -19,26 +20,16 @@ ASPECT_RATIOS = ("pad", "square")
 
 DEFAULTS = {"metric_for_best_model": "findings_f1_micro", "greater_is_better": True}
 
-# What a tiny model on made-up studies takes: a few minutes on two cores. Each study is seen a few times, so that
-# augmentation would only slow it down.
-TINY = {
-    "synthetic_studies": 8000,
-    "synthetic_size": 96,
-    "eval_studies": 300,
+TINY = arguments.TINY | {
     "sections": "findings",
     "prompts": PROMPTS[0],
-    "augment": False,
     "trains": "all",
     "max_steps": 800,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 100,
     "learning_rate": 3e-3,
     "adam_beta2": 0.98,
-    "warmup_steps": 0.1,
-    "lr_scheduler_type": "cosine",
-    "weight_decay": 0.05,
     "max_new_tokens": 96,
-    "dataloader_num_workers": 1,
 }
 
 
@@ -81,7 +72,6 @@ class ChatDataArguments(DataArguments):
 
     data_path: str | None = option(None, "LLaVA .json or .jsonl, or VQA-RAD's .csv, in place of --dataset")
     image_aspect_ratio: str = option("pad", "pad: to a square in the mean colour; square: crop the middle")
-    augment: bool = option(True, "vary pose, exposure and noise of the training images (never mirrored)")
     sections: str = option("findings,impression", "studies: parts of the report to write, in this order")
     prompts: str = option("|".join(PROMPTS), "studies: questions, separated by |; one is chosen for each study")
     indication: bool = option(False, "studies: put the indication into the prompt")
