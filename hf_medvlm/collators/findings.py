@@ -19,6 +19,10 @@ from hf_medvlm.labels import MEDKLIP_POSITIONS
 
 UNKNOWN, ABSENT, PRESENT = -1, 0, 1
 UNMENTIONED = {"ignore": UNKNOWN, "absent": ABSENT}
+OPACITIES = frozenset(
+    "consolidation edema atelectasis nodule mass lesion infiltrate eumonia aspiration density".split()
+)
+"""Entities that are opacities: CheXpert's hierarchy (Irvin et al. 2019, arXiv 1901.07031), in MedKLIP's words."""
 _RANK = {"absent": 0, "uncertain": 1, "present": 2}
 _LABELS = (ABSENT, UNKNOWN, PRESENT)  # by rank; MedKLIP too learns nothing from uncertain mentions
 
@@ -45,11 +49,14 @@ def entity_states(triplets: Sequence[Triplet], entities: Sequence[str], unmentio
     """(E,) int64: 1 present, 0 absent, -1 not known. Present wins over uncertain (not known), uncertain over absent.
 
     Args:
-        unmentioned: what an entity counts as of which nothing is said: "ignore" (not known) or "absent".
+        unmentioned: what an entity counts as of which nothing is said: "ignore" (not known) or "absent". An opacity is
+            not absent where one of `OPACITIES` is present: radiologists name the kind, not the genus.
     """
     ranks: dict[str, int] = {}
     for entity, _, state in triplets:
         ranks[entity] = max(ranks.get(entity, 0), _RANK[state])
+    if "opacity" not in ranks and any(ranks.get(kind) == _RANK["present"] for kind in OPACITIES):
+        ranks["opacity"] = _RANK["uncertain"]
     return np.array([_LABELS[ranks[e]] if e in ranks else UNMENTIONED[unmentioned] for e in entities], dtype=np.int64)
 
 

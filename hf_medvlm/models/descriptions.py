@@ -32,7 +32,7 @@ DESCRIPTIONS: Mapping[str, str] = {
     "edema": "Pulmonary edema: fluid in both lungs, hazy white opacity around the hila, thickened markings.",
     "atelectasis": "Atelectasis: collapse of lung with volume loss, a white band or plate of opacity at the base.",
     "tube": "Tube: a support device, a thin straight white line through the trachea, the chest or the stomach.",
-    "consolidation": "Consolidation: a dense white opacity within the lung, a lobe whose air is filled by infection.",
+    "consolidation": "Consolidation: an opacity, a dense white area within the lung, filled by infection.",
     "process": "Process: something abnormal at work in the lung or the heart.",
     "abnormality": "Abnormality: anything abnormal in the lung, the heart or the bones.",
     "enlarge": "Enlarged: greater than normal, as an enlarged heart that is wide in the chest.",

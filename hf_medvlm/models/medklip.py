@@ -359,12 +359,16 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
 
     @classmethod
     def tiny(cls, **options: Any) -> MedKlipModel:
-        """A model of about a million random weights, patches of 16 pixels; without entities or positions as yet."""
+        """A small model of random weights, without entities or positions as yet.
+
+        Its patches are 8 pixels wide and see 50 of them, so that the decoder has to look where a finding is.
+        """
         sizes = {
             "backbone_config": ResNetConfig(
-                embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic"
+                embedding_size=32, hidden_sizes=[64, 128], depths=[1, 2], layer_type="bottleneck"
             ),
             "norm": "group",
+            "patch_positions": True,
             "d_model": 128,
             "decoder_layers": 2,
             "ffn_dim": 256,

@@ -21,23 +21,19 @@ from hf_medvlm.labels import MEDKLIP_ENTITIES, MEDKLIP_POSITIONS
 from hf_medvlm.models.descriptions import DESCRIPTIONS, describe, position_prompts, text_embeddings
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly
 from hf_medvlm.models.medklip import MedKlipModel
+from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import option, split_names
 from hf_medvlm.training.evaluation_medklip import MedKlipEvaluation
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 DEFAULTS = {"metric_for_best_model": "mean_auc", "greater_is_better": True}
 
-# What a tiny model on made-up studies takes: a few minutes on two cores.
-TINY = {
-    "max_steps": 2000,
+TINY = arguments.TINY | {
+    "max_steps": 1800,
+    "eval_studies": 800,
     "per_device_train_batch_size": 16,
     "per_device_eval_batch_size": 64,
     "learning_rate": 1e-3,
-    "warmup_steps": 0.1,
-    "lr_scheduler_type": "cosine",
-    "weight_decay": 0.02,
-    "dataloader_num_workers": 1,
-    "image_size": 96,
     "unmentioned": "absent",
     "held_out_entities": "consolidation",
     "position_temperature": 0.1,
@@ -198,7 +194,7 @@ def medklip_trainer(
             model.config.positions or MEDKLIP_POSITIONS,
             position_samples=options.position_samples,
             unmentioned=options.unmentioned,
-            training=training,
+            training=training and args.training.augment,
             seed=args.training.seed,
         )
 

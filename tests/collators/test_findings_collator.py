@@ -99,3 +99,11 @@ def test_labels_and_shapes_of_a_batch(collator, splits):
     assert batch["position_index"].max() < len(MEDKLIP_POSITIONS)
     present = np.array([study.labels["Pleural Effusion"] == 1 for study in splits.train[:5]])
     assert ((batch["labels"][:, 0] == 1).numpy() == present).all()
+
+
+def test_an_opacity_is_not_absent_where_a_kind_of_it_is_named():
+    asked, present = ["opacity", "consolidation", "effusion"], ("consolidation", "right_lower_lung", "present")
+    assert entity_states([present], asked, "absent").tolist() == [-1, 1, 0]
+    assert entity_states([present, ("opacity", "", "absent")], asked, "absent").tolist() == [0, 1, 0]
+    assert entity_states([("consolidation", "", "absent")], asked, "absent").tolist() == [0, 0, 0]
+    assert entity_states([present], asked).tolist() == [-1, 1, -1]

@@ -20,6 +20,7 @@ from hf_medvlm.models.descriptions import (
     text_embeddings,
 )
 from hf_medvlm.models.medklip import MedKlipConfig, MedKlipModel
+from hf_medvlm.models.temporal import sine_positions
 
 MEAN, STD = (torch.tensor(v).view(1, 3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 EXCLUDED = "eumonia infiltrate mass nodule emphysema thicken hernia".split()  # MedKLIP's `exclude_class`
@@ -143,7 +144,7 @@ def test_new_entities_are_queried_without_changing_the_model(batch):
     before = model(batch["pixel_values"]).logits
     asked = hashed_embeddings(["a broken rib", "a raised diaphragm"])
     output = model(batch["pixel_values"], entity_embeddings=asked)
-    assert output.logits.shape == (4, 2, 2) and output.location_maps.shape == (4, 2, 4)
+    assert output.logits.shape == (4, 2, 2) and output.location_maps.shape == (4, 2, 16)
     torch.testing.assert_close(output.location_maps.sum(-1), torch.ones(4, 2))
     assert torch.equal(model(batch["pixel_values"]).logits, before)
     model.set_entity_embeddings(asked)
@@ -151,16 +152,27 @@ def test_new_entities_are_queried_without_changing_the_model(batch):
 
 
 def test_grad_cam_is_its_formula_and_leaves_no_gradient(batch):
-    model = tiny().eval()
+    model = tiny(patch_positions=False).eval()
     with torch.no_grad():
         found = model.saliency(batch["pixel_values"], [2, 0])
-    assert found.shape == (4, 2, 2, 2) and all(p.grad is None for p in model.parameters())
+    assert found.shape == (4, 2, 4, 4) and all(p.grad is None for p in model.parameters())
     hidden = model.backbone(batch["pixel_values"][1:2]).last_hidden_state.detach().requires_grad_()
     logits = model.classifier(model.query(model.patch_projection(hidden.flatten(2).mT))[0])
     (logits[0, 2, 1] - logits[0, 2, 0]).backward()
     weights = hidden.grad[0].mean((1, 2))
     expected = sum(weight * channel for weight, channel in zip(weights, hidden[0].detach(), strict=True)).clamp(min=0)
     torch.testing.assert_close(found[1, 0], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_patches_know_where_they_are_only_when_asked(batch):
+    with torch.no_grad():
+        plain, placed = (tiny(patch_positions=on).eval() for on in (False, True))
+        placed.load_state_dict(plain.state_dict())
+        moved = (model.get_image_features(batch["pixel_values"]) for model in (plain, placed))
+        difference = -torch.sub(*moved)
+    torch.testing.assert_close(
+        difference, sine_positions(4, 4, difference.shape[-1]).expand_as(difference), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("existence", ["cross_entropy", "bce"])

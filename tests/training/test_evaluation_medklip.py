@@ -83,7 +83,7 @@ def test_held_out_entities_are_asked_beside_the_others_and_scored_apart(evaluati
     both = MedKlipEvaluation(replace(evaluation.collator, entities=(*NAMES, "mass")), held_out)
     with torch.no_grad():
         alone, asked = (e.predict(model, e.collate(splits.test[:6])) for e in (evaluation, both))
-    assert asked["maps"].shape == (6, 3, 2, 2)
+    assert asked["maps"].shape == (6, 3, 4, 4)
     assert torch.equal(asked["probability"][:, :2], alone["probability"]), "asking for more changes no answer"
     boxed = torch.tensor([[name in boxed_entities(study, NAMES) for name in NAMES] for study in splits.test[:6]])
     assert boxed.any() and asked["evidence"][boxed].any() and not asked["evidence"][~boxed].any()

@@ -101,10 +101,12 @@ def to_published(model: MedKlipModel) -> dict[str, Tensor]:
     file is `{"model": {"module." + key: value}}`.
 
     Raises:
-        ValueError: a model with group norms, for which the published layout has no place.
+        ValueError: a model with group norms or patch positions, for which the published layout has no place.
     """
     if model.config.norm != "batch":
         raise ValueError('the published layout has batch norms; this model was made with norm="group"')
+    if model.config.patch_positions:
+        raise ValueError("the published network has no positions on its patches; this model was made with them")
     numbers = {name: number for number, name in STEM_AND_LAYERS.items()}
     modules = {ours: theirs for theirs, ours in MODULES.items()}
     for theirs, ours in resnet_modules(model.config.backbone_config).items():
