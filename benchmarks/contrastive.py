@@ -33,7 +33,8 @@ from transformers import VisionTextDualEncoderModel as TwoTowerModel
 
 from hf_medvlm.models.convert.biomedclip import to_published
 from hf_medvlm.models.dual_encoder import DualEncoderConfig, DualEncoderModel
-from hf_medvlm.models.patch_ib import PatchIBConfig, PatchIBModel, variant_options
+from hf_medvlm.models.patch_ib import PatchIBModel
+from hf_medvlm.models.patch_ib_config import PatchIBConfig, variant_options
 
 CONTEXT = 256
 # What --small takes, to try the script: timm's vit_tiny beside a BERT of two layers.

@@ -65,7 +65,8 @@ def dual_encoder(splits: Splits, variant: str = "") -> Family:
     from hf_medvlm.collators.pairs import PairCollator
     from hf_medvlm.models.dual_encoder import DualEncoderModel
     from hf_medvlm.models.dual_encoder_processor import build_processor
-    from hf_medvlm.models.patch_ib import PatchIBModel, variant_options
+    from hf_medvlm.models.patch_ib import PatchIBModel
+    from hf_medvlm.models.patch_ib_config import variant_options
     from hf_medvlm.training.contrastive import ContrastiveTrainer
     from hf_medvlm.training.evaluation_retrieval import RetrievalEvaluation
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from hf_medvlm.collators.pixels import read_pixels
+from hf_medvlm.data.reports import sentences
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
 
@@ -38,6 +39,8 @@ class PairCollator:
         max_length: tokens of a text at most; longer ones are cut. Batches are padded to their longest text, not to
             this.
         training: augment the images.
+        sentence_share: share of the texts of which one random sentence is taken, as ConVIRT does (Zhang et al. 2020,
+            arXiv 2010.00747): what a report says of one finding is then learnt by itself. For training alone.
 
     Example: three studies, the last two with one and the same report, pad id 0, give
         `pixel_values` (3, 3, H, W), `input_ids` [[2, 7, 9, 3], [2, 7, 3, 0], [2, 7, 3, 0]],
@@ -50,10 +53,20 @@ class PairCollator:
     max_length: int = 256
     training: bool = False
     seed: int = 0
+    sentence_share: float = 0.0
 
     def text(self, study: Study) -> str:
-        """The text that the image is paired with."""
+        """The whole text that the image is paired with."""
         return study.text(self.sections)
+
+    def _text(self, row: Row) -> str:
+        """It, or a sentence of it."""
+        text = self.text(row.study)
+        if self.sentence_share:
+            rng = row.rng(self.seed + 2)  # not the numbers that the augmentation draws
+            if rng.random() < self.sentence_share:
+                return str(rng.choice(sentences(text) or [text]))
+        return text
 
     def tokenize(self, texts: list[str]) -> dict[str, Tensor]:
         """`input_ids` and `attention_mask` (number of texts, T), padded on the right to the longest."""
@@ -69,7 +82,7 @@ class PairCollator:
 
     def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
         rows = as_rows(rows)
-        texts = [self.text(row.study) for row in rows]
+        texts = [self._text(row) for row in rows]
         images = [(row, row.study.frontal) for row in rows]
         return {
             "pixel_values": read_pixels(

@@ -34,6 +34,7 @@ from hf_medvlm.models.convert.biomedclip import IGNORABLE, read_published
 from hf_medvlm.models.convert.checkpoint import load_strict
 from hf_medvlm.models.heads import projection
 from hf_medvlm.models.outputs import DualEncoderOutput
+from hf_medvlm.models.tiny import TINY_INIT, TINY_PATCH, sine_positions
 from hf_medvlm.models.towers import KeepsFrozen, build_tower, freeze, hidden_size, load_tower, read, see
 
 LOSSES = ("info_nce", "sigmoid")
@@ -199,9 +200,11 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
 
     @classmethod
     def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96, **options: Any) -> DualEncoderModel:
-        """A model of a quarter of a million random weights for the given tokenizer, patches of 8 pixels."""
-        sizes = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4}
-        vision = ViTConfig(**sizes, num_hidden_layers=4, image_size=image_size, patch_size=8, layer_norm_eps=1e-6)
+        """A model of about a million random weights for the given tokenizer, patches of 16 pixels."""
+        sizes = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "initializer_range": TINY_INIT}
+        vision = ViTConfig(
+            **sizes, num_hidden_layers=4, image_size=image_size, patch_size=TINY_PATCH, layer_norm_eps=1e-6
+        )
         text = BertConfig(
             **sizes,
             num_hidden_layers=1,
@@ -213,7 +216,10 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         )
         # without pretraining, a class token of text and a sharp temperature do not start to learn
         defaults = {"projection_size": 64, "text_pooling": "mean", "temperature": 0.2}
-        return cls(cls.config_class(vision_config=vision, text_config=text, **(defaults | options)))
+        model = cls(cls.config_class(vision_config=vision, text_config=text, **(defaults | options)))
+        positions = model.vision_tower.embeddings.position_embeddings[0, 1:]
+        positions.data.copy_(sine_positions(image_size // TINY_PATCH, positions.shape[-1]))
+        return model
 
     # -- features ------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from hf_medvlm.models.patch_ib import variant_options
+from hf_medvlm.models.patch_ib_config import variant_options
 from hf_medvlm.training.arguments import option
 from hf_medvlm.training.pairing import PairArguments
 
@@ -14,6 +14,10 @@ OVERRIDES = (
     "masked_weight", "sparsity_weight", "sparsity_target", "consistency_weight", "filip_weight", "probe_weight",
 )  # fmt: skip
 LISTS = {"keep": float, "keep_start": float, "drop_layers": int}
+
+# The published schedules are longer than a tiny run, and half of 36 patches says little of where the model looks.
+_SHORT = {"keep": 0.08, "keep_start": 0.5, "anneal_steps": 300}
+TINY_SCHEDULE = {"D": _SHORT, "E": _SHORT | {"filip_weight": 0.1}, "G": {"anneal_steps": 300}}
 
 
 @dataclass
@@ -45,6 +49,8 @@ class PatchArguments(PairArguments):
 
     def model_options(self) -> dict[str, Any]:
         options = super().model_options() | variant_options(self.variant, self.depth)
+        if self.model_name_or_path is None:
+            options |= TINY_SCHEDULE.get(self.variant, {})
         options |= {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
         for name, kind in LISTS.items():
             if getattr(self, name) is not None:

@@ -17,24 +17,20 @@ from hf_medvlm.models.dual_encoder import DualEncoderModel
 from hf_medvlm.models.dual_encoder_processor import build_processor, published_processor
 from hf_medvlm.models.loading import check_family, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import option, split_names
 from hf_medvlm.training.contrastive import ContrastiveTrainer
 from hf_medvlm.training.evaluation_retrieval import RetrievalEvaluation
 
 DEFAULTS = {"metric_for_best_model": "combined", "greater_is_better": True}
 
-# What a tiny model on made-up studies takes: a few minutes on two cores.
-TINY = {
+TINY = arguments.TINY | {
     "max_steps": 600,
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 64,
     "learning_rate": 2e-3,
-    "warmup_steps": 0.1,
-    "lr_scheduler_type": "cosine",
-    "weight_decay": 0.05,
-    "dataloader_num_workers": 1,
+    "sentence_share": 0.3,
 }
-TINY_SIZE = 96
 
 
 @dataclass
@@ -59,6 +55,7 @@ class PairArguments:
     local_weight: float = option(1.0, "its weight")
     freeze_vision: bool = option(False, "do not train the vision tower")
     freeze_text: bool = option(False, "do not train the text tower")
+    sentence_share: float = option(0.0, "share of the training texts of which one random sentence is taken")
     probe_studies: int = option(1000, "training studies that the linear probe learns from; 0: no probe")
 
     def model_options(self) -> dict[str, Any]:
@@ -82,7 +79,7 @@ def load_dual_encoder(
     """
     path, config = options.model_name_or_path, options.model_options() | bottleneck
     if path is None:
-        size = options.image_size or TINY_SIZE
+        size = options.image_size or arguments.TINY["image_size"]
         tokenizer = train_tokenizer(study.text(split_names(options.sections)) for study in splits.train)
         return model_class.tiny(tokenizer, size, **config), build_processor(tokenizer, size)
     if "," in path:
@@ -125,21 +122,22 @@ def dual_encoder_trainer(
     """Collators and evaluation around a dual encoder."""
     options: PairArguments = args.model
 
-    def collator(training: bool) -> PairCollator:
+    def collator(training: bool, sentence_share: float = 0.0) -> PairCollator:
         return PairCollator(
             processor,
             splits.image_folder,
             sections=split_names(options.sections),
             max_length=options.max_length,
-            training=training,
+            training=training and args.training.augment,
             seed=args.training.seed,
+            sentence_share=sentence_share,
         )
 
     probe = StudyRows(splits.train[: options.probe_studies]) if options.probe_studies else None
     return ContrastiveTrainer(
         model=model,
         args=args.training,
-        data_collator=collator(training=True),
+        data_collator=collator(training=True, sentence_share=options.sentence_share),
         evaluation=evaluation_class(collator(training=False), model, probe_rows=probe),
         train_dataset=StudyRows(splits.train),
         eval_dataset=StudyRows(splits.validate),

@@ -1,9 +1,13 @@
 """Batches of pairs: equal reports are known as equal, padding goes to the longest text only."""
 
+from dataclasses import replace
+
 import torch
 from families import build
 
 from hf_medvlm.collators.pairs import pair_id, same_text
+from hf_medvlm.data.reports import sentences
+from hf_medvlm.data.rows import Row
 
 
 def test_equal_reports_have_equal_ids_whatever_their_case_and_spaces():
@@ -23,3 +27,17 @@ def test_a_batch_holds_what_forward_takes(splits):
     assert torch.equal(batch["attention_mask"], (batch["input_ids"] != 0).long())
     expected = [pair_id(study.text()) for study in studies]
     assert batch["pair_ids"].tolist() == expected
+
+
+def test_a_share_of_the_texts_is_one_sentence_of_the_report_drawn_anew_each_epoch(splits):
+    collator = replace(build("dual_encoder", splits).collator(False), sentence_share=0.5)
+    rows = [Row(study, index, epoch) for epoch in range(4) for index, study in enumerate(splits.train)]
+    batch, again = collator(rows), collator(rows[3:4])
+    assert batch["pair_ids"][3] == again["pair_ids"][0]  # whatever the batch
+    whole = [pair_id(row.study.text()) for row in rows]
+    parts = [{pair_id(part) for part in sentences(row.study.text())} for row in rows]
+    cut = [own != all_of_it for own, all_of_it in zip(batch["pair_ids"].tolist(), whole, strict=True)]
+    assert all(own in known for own, known, c in zip(batch["pair_ids"].tolist(), parts, cut, strict=True) if c)
+    assert 0.35 < sum(cut) / len(cut) < 0.65
+    per_epoch = batch["pair_ids"].view(4, -1)
+    assert (per_epoch[0] != per_epoch[1]).any() and (per_epoch[1] != per_epoch[2]).any()

@@ -9,7 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, BertConfig, SwinConfig, ViTConfig
 
 from hf_medvlm.models.heads import gumbel_mask, threshold_mask, top_k_mask
-from hf_medvlm.models.patch_ib import PatchIBConfig, PatchIBModel, variant_options
+from hf_medvlm.models.patch_ib import PatchIBModel
+from hf_medvlm.models.patch_ib_config import PatchIBConfig, variant_options
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden" / "losses" / "patch_ib.safetensors"
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
@@ -157,6 +158,31 @@ def test_masks_are_hard_forward_and_soft_backward():
     torch.testing.assert_close(gradient, soft * (1 - soft))
     share = torch.stack([gumbel_mask(torch.full((1, 4000), 1.0), 0.7)]).mean()
     assert share == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.03)
+
+
+def test_patches_are_chosen_by_the_gradient_of_attending_to_them(batch):
+    """The weights change no number, and their gradient is that of a bias on the attention, by finite differences."""
+    model = build("E").eval()
+    hidden, _ = model._embed(batch["pixel_values"])
+    hidden = hidden.detach()
+    weights = torch.randn(len(hidden), hidden.shape[1] - 1, requires_grad=True)
+    with_gradient, without = (model._run_blocks(hidden, 2, None, heard=heard) for heard in (weights, None))
+    torch.testing.assert_close(with_gradient, without)
+    direction = torch.randn_like(with_gradient[:, 0])
+    (gradient,) = torch.autograd.grad((with_gradient[:, 0] * direction).sum(), weights)
+
+    def attended(bias):
+        tokens, mask = hidden, torch.nn.functional.pad(bias, (1, 0))[:, None, None]
+        for layer in model.vision_tower.layers[2:]:
+            tokens = layer(tokens, mask)
+        return (tokens[:, 0] * direction).sum()
+
+    step = torch.zeros_like(gradient)
+    step[1, 3] = 1e-2
+    with torch.no_grad():
+        slope = (attended(step) - attended(-step)) / 2e-2
+    assert gradient[1, 3].abs() > 1e-4
+    torch.testing.assert_close(gradient[1, 3], slope, rtol=2e-2, atol=1e-4)
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason="the golden values are not here")
