@@ -20,11 +20,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Findings": ("zero_shot_", "probe_", "mean_", "auc", "ap", "f1", "accuracy", "precision", "recall"),
     "Grounding": ("pointing_game", "cnr", "miou", "mask_", "dice"),
     "Time": ("progression_",),
+    "Sentences": ("nli_",),
     "Questions": ("closed_", "open_"),
     "Speed and memory": ("images_per_second", "peak_memory_mb", "gflops", "samples_per_second", "step_seconds"),
 }
 OTHER = "Other"
-FAMILY_PROTOCOLS = {"Retrieval": "retrieval", "Findings": "findings", "Grounding": "grounding", "Time": "progression"}
+FAMILY_PROTOCOLS = {
+    "Retrieval": "retrieval",
+    "Findings": "findings",
+    "Grounding": "grounding",
+    "Time": "progression",
+    "Sentences": "sentences",
+}
 """Title of a group -> the key under which an evaluation may state one protocol for all of its scores."""
 SMALL_IS_GOOD = ("loss", "nll", "perplexity", "cut_off", "rank", "seconds", "memory", "gflops")
 

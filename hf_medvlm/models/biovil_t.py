@@ -40,7 +40,7 @@ from hf_medvlm.models.convert.checkpoint import load_strict
 from hf_medvlm.models.cxr_bert import CXRBertConfig, CXRBertModel
 from hf_medvlm.models.dual_encoder import check_contrast, gather_rows
 from hf_medvlm.models.outputs import BioViLTImageFeatures, BioViLTOutput
-from hf_medvlm.models.temporal import TemporalPooler
+from hf_medvlm.models.temporal import TemporalPooler, sine_positions
 from hf_medvlm.models.towers import KeepsFrozen, freeze
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound
@@ -324,7 +324,12 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
                 hidden = self._gradient_checkpointing_func(stage.__call__, hidden)
             else:
                 hidden = stage(hidden)
-        return self.backbone_to_vit(hidden) if self.config.temporal else hidden
+        hidden = self.backbone_to_vit(hidden) if self.config.temporal else hidden
+        if self.config.patch_positions:
+            height, width = hidden.shape[2:]
+            positions = sine_positions(height, width, hidden.shape[1], hidden.device).to(hidden.dtype)
+            hidden = hidden + positions.mT.unflatten(1, (height, width))
+        return hidden
 
     def _difference(self, patches: Tensor, previous: Tensor | None, rows: Tensor | None) -> Tensor:
         """What changed, (B, dim, h, w): the pooler's word where there is a previous image, else one learned vector."""
@@ -351,10 +356,11 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
             projection_size=64,
+            initializer_range=0.08,
         )
         backbone = ResNetConfig(embedding_size=16, hidden_sizes=[32, 96], depths=[1, 1], layer_type="basic")
         sizes = {"pooler_dim": 64, "pooler_layers": 1, "pooler_heads": 4, "projection_size": 64, "norm": "group"}
-        quiet = {"pooler_dropout": 0.0, "pooler_drop_path": 0.0}
+        quiet = {"pooler_dropout": 0.0, "pooler_drop_path": 0.0, "patch_positions": True}
         config = {"backbone_config": backbone, "text_config": text} | sizes | quiet | options
         return cls(BioViLTConfig(**config))
 

@@ -17,6 +17,8 @@ class BioViLTConfig(PreTrainedConfig):
         norm: "batch" or "group", see the module.
         pooler_dim, pooler_layers, pooler_heads, pooler_mlp_ratio, pooler_dropout, pooler_drop_path: of
             `TemporalPooler`.
+        patch_positions: add sine positions to the patches (BioViL-T does not), so that a network without pretraining
+            can tell the left base from the right.
         projection_size: D, the width of the joint space.
         global_weight, local_weight: of the contrast of whole studies, and of patches with words.
         progression_findings: names of what the progression classifier follows; three logits each, none where empty.
@@ -40,6 +42,7 @@ class BioViLTConfig(PreTrainedConfig):
     pooler_mlp_ratio: float = 1.0
     pooler_dropout: float = 0.1
     pooler_drop_path: float = 0.25
+    patch_positions: bool = False
     projection_size: int = 128
     global_weight: float = 1.0
     local_weight: float = 1.0

@@ -19,6 +19,7 @@ from hf_medvlm.models.biovil_t import BioViLTModel
 from hf_medvlm.models.biovil_t_processor import BioViLTImageProcessor, BioViLTProcessor
 from hf_medvlm.models.loading import check_family, load_strictly
 from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import option, split_names
 from hf_medvlm.training.contrastive import ContrastiveTrainer
 from hf_medvlm.training.evaluation_biovil_t import HEADLINES, BioViLTEvaluation
@@ -26,17 +27,14 @@ from hf_medvlm.training.features import FeatureOptions
 
 DEFAULTS = {"metric_for_best_model": "task_score", "greater_is_better": True}
 
-# What a tiny model on made-up studies takes: a few minutes on two cores.
-TINY = {
-    "num_train_epochs": 16,
-    "per_device_train_batch_size": 16,
+TINY = arguments.TINY | {
+    "max_steps": 700,
+    "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 64,
-    "learning_rate": 1e-3,
-    "warmup_steps": 0.1,
-    "lr_scheduler_type": "cosine",
-    "weight_decay": 0.05,
-    "dataloader_num_workers": 1,
-    "image_size": 96,
+    "learning_rate": 2e-3,
+    "sections": "findings",
+    "sentence_share": 0.5,
+    "progression_weight": 4.0,
 }
 
 
@@ -66,6 +64,7 @@ class BioViLTArguments(BioViLTModelArguments):
     global_weight: float = option(1.0, "weight of the contrast of whole studies")
     local_weight: float = option(0.5, "weight of the contrast of patches with words")
     progression_weight: float = option(2.0, "weight of the cross-entropy of the progression classifier")
+    sentence_share: float = option(0.0, "share of the training texts of which one random sentence is taken")
     findings_weight: float = option(1.0, "weight of the cross-entropy of the finding classifier")
     freeze_image: bool = option(False, "do not train the ResNet")
     freeze_text: bool = option(False, "do not train the CXR-BERT")
@@ -196,7 +195,7 @@ def biovil_t_trainer(
     return ContrastiveTrainer(
         model=model,
         args=args.training,
-        data_collator=replace(plain, training=True),
+        data_collator=replace(plain, training=args.training.augment, sentence_share=args.model.sentence_share),
         evaluation=BioViLTEvaluation(plain, model, task=args.model.task, train_studies=splits.train),
         train_dataset=StudyRows(splits.train),
         eval_dataset=StudyRows(splits.validate),

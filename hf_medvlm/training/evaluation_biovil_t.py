@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,13 @@ from hf_medvlm.metrics.findings import finding_scores, label_matrix
 from hf_medvlm.metrics.grounding import KINDS, box_mask, mean_scores, phrase_scores
 from hf_medvlm.metrics.grounding import PROTOCOL as GROUNDING_PROTOCOL
 from hf_medvlm.metrics.intervals import bootstrap_interval
+from hf_medvlm.metrics.sentence_pairs import PROTOCOL as PAIRS_PROTOCOL
+from hf_medvlm.metrics.sentence_pairs import PUBLISHED_THRESHOLD, sentence_pair_scores
 from hf_medvlm.models.phrase_grounding import similarity_map, to_image_size
+from hf_medvlm.models.sentence_similarity import sentence_similarity
 from hf_medvlm.training.evaluation import Scores
 from hf_medvlm.training.evaluation_retrieval import RetrievalEvaluation
+from hf_medvlm.training.prompts import sentence_pairs
 
 HEADLINES = {"progression": "progression_accuracy", "findings": "mean_auc", "alignment": "combined"}
 SHOWN_CELLS = 32  # a side of the maps that are kept for the figures
@@ -47,6 +51,11 @@ class BioViLTEvaluation(RetrievalEvaluation):
     collator: PriorCollator
     task: str = "alignment"
     train_studies: Sequence[Study] = ()
+    _similar: Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def _pairs(self) -> tuple[list[tuple[str, str]], list[bool]]:
+        return sentence_pairs(self.findings)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """The collator's batch; `phrases`, the tokenised phrases of all boxes; `sizes` (B, 2) of images with boxes."""
@@ -82,6 +91,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
             return found
         if self._prompts is None:
             self._prompts = self._embed_prompts(model, output.image_embeds.device)
+            self._similar = sentence_similarity(model, self.collator.processor.tokenizer, self._pairs[0])
         scale, prompts = output.representations["logit_scale"], self._prompts.to(output.image_embeds)
         sides = torch.einsum("bd,csd->bcs", output.image_embeds, prompts)
         return found | {
@@ -109,6 +119,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
         if "text_embeds" in outputs:
             scores = super().score(outputs, studies)
             self._score_grounding(scores, outputs, studies)
+            self._score_sentences(scores)
         else:
             ids = [{"study_id": study.study_id, "patient_id": study.patient_id} for study in studies]
             scores = Scores(metrics={}, n=len(studies), predictions=ids)
@@ -120,6 +131,17 @@ class BioViLTEvaluation(RetrievalEvaluation):
         scores.metrics["task_score"] = scores.metrics.get(headline, float("nan"))
         scores.protocol["task_score"] = f"{headline}, the headline of --task {self.task}"
         return scores
+
+    def _score_sentences(self, scores: Scores) -> None:
+        found = sentence_pair_scores(self._similar.numpy(), np.array(self._pairs[1]))
+        scores.metrics |= {f"nli_{name}": value for name, value in found.items()}
+        unlike = 1 - np.mean(self._pairs[1])
+        scores.baselines["all_contradict"] = {"nli_accuracy": float(unlike), "nli_auc": 0.5}
+        scores.protocol["sentences"] = (
+            f"{len(self._pairs[1])} pairs of the zero-shot prompts of {len(self.findings)} findings: two for a finding "
+            f"or two against it are paraphrases, one of each a contradiction; threshold {PUBLISHED_THRESHOLD}; "
+            f"{PAIRS_PROTOCOL}"
+        )
 
     def _score_progression(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
         findings = self.collator.progression_findings

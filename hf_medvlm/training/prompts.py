@@ -7,6 +7,7 @@ of reports.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations, product
 
 PRESENT = ("{finding}.", "There is {finding}.", "{finding} is seen.", "Findings consistent with {finding}.")
 ABSENT = ("No {finding}.", "There is no {finding}.", "No {finding} is seen.", "No evidence of {finding}.")
@@ -54,6 +55,17 @@ def prompts_for(finding: str) -> tuple[Sequence[str], Sequence[str]]:
         return WORDINGS[finding]
     name = finding.lower()
     return tuple(_sentence(text, name) for text in PRESENT), tuple(_sentence(text, name) for text in ABSENT)
+
+
+def sentence_pairs(findings: Sequence[str]) -> tuple[list[tuple[str, str]], list[bool]]:
+    """Pairs of the findings' own sentences, and whether they say the same: two of one side do, one of each does not."""
+    pairs, same = [], []
+    for present, absent in map(prompts_for, findings):
+        alike = [*combinations(present, 2), *combinations(absent, 2)]
+        unlike = list(product(present, absent))
+        pairs += alike + unlike
+        same += [True] * len(alike) + [False] * len(unlike)
+    return pairs, same
 
 
 def _sentence(template: str, name: str) -> str:

@@ -283,6 +283,20 @@ def test_group_norm_has_no_published_layout(family):
         to_published(family.model)
 
 
+def test_patch_positions_are_added_and_have_no_published_layout(batch):
+    torch.manual_seed(0)
+    plain, placed = (BioViLTModel(BioViLTConfig(**TINY, patch_positions=on)).eval() for on in (False, True))
+    placed.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        one, other = (m.get_image_features(batch["pixel_values"]).patch_embeddings for m in (plain, placed))
+    width = plain.config.pooler_dim
+    added = (other - one)[:, :width].flatten(2).mT
+    expected = sine_positions(*one.shape[2:], width).expand_as(added)
+    torch.testing.assert_close(added, expected, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="no positions"):
+        to_published(placed)
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [

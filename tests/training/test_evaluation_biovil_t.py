@@ -10,6 +10,7 @@ from families import build
 from hf_medvlm.collators.priors import PROGRESSIONS, progression_labels
 from hf_medvlm.data.study import StudyBox
 from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.models.sentence_similarity import sentence_similarity
 from hf_medvlm.training.biovil_t import (
     BioViLTArguments,
     chosen_studies,
@@ -18,6 +19,7 @@ from hf_medvlm.training.biovil_t import (
     labelled_findings,
 )
 from hf_medvlm.training.evaluation_biovil_t import located_phrases
+from hf_medvlm.training.prompts import sentence_pairs
 
 
 @pytest.fixture
@@ -41,6 +43,22 @@ def studies_as_rows(studies):
     from hf_medvlm.data.rows import as_rows
 
     return as_rows(studies)
+
+
+def test_sentences_are_compared_one_pair_at_a_time(family, studies):
+    scores = family.evaluation.score(outputs_of(family, studies), studies)
+    tokenizer, right = family.evaluation.collator.processor.tokenizer, []
+    pairs, same = sentence_pairs(family.evaluation.findings)
+    assert 0.2 < np.mean(same) < 0.8
+    for pair, alike in zip(pairs, same, strict=True):
+        tokens = [tokenizer([text], return_tensors="pt") for text in pair]
+        with torch.no_grad():
+            one, other = (family.model.get_text_features(t["input_ids"], t["attention_mask"])[0] for t in tokens)
+        right.append((torch.cosine_similarity(one, other, dim=0) > 0.5).item() == alike)
+    assert scores.metrics["nli_accuracy"] == pytest.approx(np.mean(right), abs=2 / len(pairs))
+    assert scores.baselines["all_contradict"]["nli_accuracy"] == pytest.approx(1 - np.mean(same))
+    with pytest.raises(ValueError, match="must hold words"):
+        sentence_similarity(family.model, tokenizer, [("No effusion.", " ")])
 
 
 def test_progression_is_scored_over_labelled_findings_with_a_prior(family, studies):

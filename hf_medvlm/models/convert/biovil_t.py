@@ -86,10 +86,12 @@ def to_published(model: BioViLTModel) -> dict[str, Tensor]:
     came with the file that the model was loaded from, or zeros.
 
     Raises:
-        ValueError: a model with group norms, for which the published layout has no place.
+        ValueError: a model with group norms or patch positions, for which the published layout has no place.
     """
     if model.config.norm != "batch":
         raise ValueError('the published layout has batch norms; this model was made with norm="group"')
+    if model.config.patch_positions:
+        raise ValueError("the published network has no positions on its patches; this model was made with them")
     backbone = model.config.backbone_config
     modules = {f"backbone.{ours}": RESNET + theirs for theirs, ours in resnet_modules(backbone).items()}
     published = {}
