@@ -16,7 +16,7 @@ OVERRIDES = (
 LISTS = {"keep": float, "keep_start": float, "drop_layers": int}
 
 # The published schedules are longer than a tiny run, and half of 36 patches says little of where the model looks.
-_SHORT = {"keep": 0.08, "keep_start": 0.5, "anneal_steps": 300}
+_SHORT = {"keep": 0.1, "keep_start": 0.5, "anneal_steps": 300}
 TINY_SCHEDULE = {"D": _SHORT, "E": _SHORT | {"filip_weight": 0.1}, "G": {"anneal_steps": 300}}
 
 
