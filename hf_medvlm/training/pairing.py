@@ -25,7 +25,7 @@ from hf_medvlm.training.evaluation_retrieval import RetrievalEvaluation
 DEFAULTS = {"metric_for_best_model": "combined", "greater_is_better": True}
 
 TINY = arguments.TINY | {
-    "max_steps": 600,
+    "max_steps": 700,
     "per_device_train_batch_size": 64,
     "per_device_eval_batch_size": 64,
     "learning_rate": 2e-3,
