@@ -73,9 +73,9 @@ def dual_encoder(splits: Splits, variant: str = "") -> Family:
     tokenizer = train_tokenizer([study.text() for study in splits.train], vocab_size=300)
     processor = build_processor(tokenizer, SIZE)
     if variant:
-        model = PatchIBModel.tiny(tokenizer, SIZE, **variant_options(variant, depth=4))
+        model = PatchIBModel.tiny(tokenizer, SIZE, patch_size=8, **variant_options(variant, depth=4))
     else:
-        model = DualEncoderModel.tiny(tokenizer, SIZE)
+        model = DualEncoderModel.tiny(tokenizer, SIZE, patch_size=8)
 
     def collator(training: bool) -> PairCollator:
         return PairCollator(processor, splits.image_folder, max_length=96, training=training)

@@ -199,11 +199,13 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
     ours_alone: tuple[str, ...] = ("logit_bias",)  # no published file has these
 
     @classmethod
-    def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96, **options: Any) -> DualEncoderModel:
-        """A model of about a million random weights for the given tokenizer, patches of 16 pixels."""
+    def tiny(
+        cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96, patch_size: int = TINY_PATCH, **options: Any
+    ) -> DualEncoderModel:
+        """A model of about a million random weights for the given tokenizer."""
         sizes = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "initializer_range": TINY_INIT}
         vision = ViTConfig(
-            **sizes, num_hidden_layers=4, image_size=image_size, patch_size=TINY_PATCH, layer_norm_eps=1e-6
+            **sizes, num_hidden_layers=4, image_size=image_size, patch_size=patch_size, layer_norm_eps=1e-6
         )
         text = BertConfig(
             **sizes,
@@ -218,7 +220,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         defaults = {"projection_size": 64, "text_pooling": "mean", "temperature": 0.2}
         model = cls(cls.config_class(vision_config=vision, text_config=text, **(defaults | options)))
         positions = model.vision_tower.embeddings.position_embeddings[0, 1:]
-        positions.data.copy_(sine_positions(image_size // TINY_PATCH, positions.shape[-1]))
+        positions.data.copy_(sine_positions(image_size // patch_size, positions.shape[-1]))
         return model
 
     # -- features ------------------------------------------------------------------------------------------------------
