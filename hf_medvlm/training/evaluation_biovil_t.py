@@ -133,12 +133,12 @@ class BioViLTEvaluation(RetrievalEvaluation):
         return scores
 
     def _score_sentences(self, scores: Scores) -> None:
-        found = sentence_pair_scores(self._similar.numpy(), np.array(self._pairs[1]))
+        same = np.array(self._pairs[1])
+        found = sentence_pair_scores(self._similar.numpy(), same)
         scores.metrics |= {f"nli_{name}": value for name, value in found.items()}
-        unlike = 1 - np.mean(self._pairs[1])
-        scores.baselines["all_contradict"] = {"nli_accuracy": float(unlike), "nli_auc": 0.5}
+        scores.baselines["all_contradict"] = {"nli_accuracy": float(1 - same.mean()), "nli_auc": 0.5}
         scores.protocol["sentences"] = (
-            f"{len(self._pairs[1])} pairs of the zero-shot prompts of {len(self.findings)} findings: two for a finding "
+            f"{len(same)} pairs of the zero-shot prompts of {len(self.findings)} findings: two for a finding "
             f"or two against it are paraphrases, one of each a contradiction; threshold {PUBLISHED_THRESHOLD}; "
             f"{PAIRS_PROTOCOL}"
         )

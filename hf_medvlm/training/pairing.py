@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,23 +122,19 @@ def dual_encoder_trainer(
     """Collators and evaluation around a dual encoder."""
     options: PairArguments = args.model
 
-    def collator(training: bool, sentence_share: float = 0.0) -> PairCollator:
-        return PairCollator(
-            processor,
-            splits.image_folder,
-            sections=split_names(options.sections),
-            max_length=options.max_length,
-            training=training and args.training.augment,
-            seed=args.training.seed,
-            sentence_share=sentence_share,
-        )
-
+    plain = PairCollator(
+        processor,
+        splits.image_folder,
+        sections=split_names(options.sections),
+        max_length=options.max_length,
+        seed=args.training.seed,
+    )
     probe = StudyRows(splits.train[: options.probe_studies]) if options.probe_studies else None
     return ContrastiveTrainer(
         model=model,
         args=args.training,
-        data_collator=collator(training=True, sentence_share=options.sentence_share),
-        evaluation=evaluation_class(collator(training=False), model, probe_rows=probe),
+        data_collator=replace(plain, training=args.training.augment, sentence_share=options.sentence_share),
+        evaluation=evaluation_class(plain, model, probe_rows=probe),
         train_dataset=StudyRows(splits.train),
         eval_dataset=StudyRows(splits.validate),
         processing_class=processor,
