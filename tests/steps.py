@@ -17,6 +17,7 @@ from families import Family, build
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.training.arguments import MedVLMArguments
+from hf_medvlm.training.run import leave_processes
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 GLOBAL_BATCH = 8
@@ -71,6 +72,7 @@ def main() -> None:
         if trainer.is_world_process_zero():
             found = {"losses": logged_losses(trainer), "metrics": scores.to_dict()["metrics"], "n": scores.n}
             (options.out / f"{name}.json").write_text(json.dumps(found))
+    leave_processes()
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from transformers import EarlyStoppingCallback
 
 from hf_medvlm import __version__
@@ -43,6 +44,13 @@ def run(main: Callable[[], Any]) -> None:
         print(f"error: {error}", file=sys.stderr)
         print("(HF_MEDVLM_DEBUG=1 shows where this was raised)", file=sys.stderr)
         sys.exit(1)
+    leave_processes()
+
+
+def leave_processes() -> None:
+    """Close the process group, if there is one: a Python that ends with gloo's threads alive aborts now and then."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def load_data(args: SimpleNamespace) -> Splits:

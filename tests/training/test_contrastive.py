@@ -76,6 +76,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from hf_medvlm.losses import duplicate_targets, gather_with_grad, info_nce
+from hf_medvlm.training.run import leave_processes
 
 dist.init_process_group("gloo")
 rank = dist.get_rank()
@@ -101,6 +102,7 @@ torch.testing.assert_close(grad / 2, expected[1])  # DistributedDataParallel tak
 wide = gather_with_grad(torch.ones(2, 3 + rank))
 assert wide.shape == (4, 4) and wide[0].tolist() == [1, 1, 1, 0] and wide[3].tolist() == [1, 1, 1, 1]
 print("same", flush=True)
+leave_processes()
 """
 
 
