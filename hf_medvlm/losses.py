@@ -215,6 +215,32 @@ def filip(
     return (_matching_entropy(logits, targets) + _matching_entropy(logits.mT, back)) / 2
 
 
+def patch_evidence(
+    patch_embeds: Tensor, text_embeds: Tensor, logit_scale: Tensor | float, *, targets: Tensor | None = None
+) -> Tensor:
+    """(B, P) nats that each patch, on its own, tells of its image's report: log p(report | patch) / p(report).
+
+    A patch that could stand in any image is at 0, one that only few reports of the batch explain lies above. The
+    estimate is InfoNCE's bound with the patch as the query; its mean is what to raise.
+
+    Args:
+        patch_embeds: (B, P, D) n. text_embeds: (B, D) n. targets: as in `info_nce`; all matching texts are the report.
+
+    Ref: Oord et al. 2018, CPC (arXiv 1807.03748), section 2.3 and appendix A.1, for the bound; asked of single patches
+        here.
+    """
+    if targets is None:
+        targets = torch.eye(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
+    prior = targets.float().mean(1).log()  # (B,)
+
+    def row(image: Tensor, own: Tensor) -> Tensor:
+        scores = (logit_scale * image @ text_embeds.mT).log_softmax(-1)  # (P, B)
+        return scores.masked_fill(~own, float("-inf")).logsumexp(-1)
+
+    rows = zip(patch_embeds, targets, strict=True)  # one by one, as in `filip_similarity`
+    return torch.stack([checkpoint(row, image, own, use_reentrant=False) for image, own in rows]) - prior[:, None]
+
+
 def token_alignment(aligned: Tensor, token_embeds: Tensor, attention_mask: Tensor, kind: str = "cosine") -> Tensor:
     """How far each valid token is from what it gathered from the patches; mean over the valid tokens of the batch.
 

@@ -10,10 +10,10 @@
 
 from hf_medvlm.models.patch_ib import PatchIBModel
 from hf_medvlm.training.arguments import DataArguments, parse
-from hf_medvlm.training.bottleneck import PatchArguments
+from hf_medvlm.training.bottleneck import TINY, PatchArguments
 from hf_medvlm.training.contrastive import ContrastiveArguments
 from hf_medvlm.training.evaluation_patches import PatchEvaluation
-from hf_medvlm.training.pairing import DEFAULTS, TINY, dual_encoder_trainer, load_dual_encoder
+from hf_medvlm.training.pairing import DEFAULTS, dual_encoder_trainer, load_dual_encoder
 from hf_medvlm.training.run import fit, load_data, run
 
 

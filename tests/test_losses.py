@@ -1,6 +1,7 @@
 """Losses against the public implementations' values, and against slow twins written here."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,24 @@ def test_filip_equals_a_loop_over_patches_and_tokens():
     close(losses.filip_similarity(patches, tokens, mask), slow, rtol=1e-5, atol=1e-6)
     losses.filip(patches, tokens, mask, 5.0).backward()
     assert patches.grad.abs().sum() > 0
+
+
+def test_patch_evidence_equals_a_loop_over_patches():
+    torch.manual_seed(0)
+    patches, texts = F.normalize(torch.randn(3, 5, 8), dim=-1), F.normalize(torch.randn(3, 8), dim=-1)
+    reports = [0, 1, 0]  # the first and the third say the same
+    slow = torch.empty(3, 5)
+    for i in range(3):
+        same = [j for j in range(3) if reports[j] == reports[i]]
+        for p in range(5):
+            fits = [math.exp(4.0 * float(patches[i, p] @ text)) for text in texts]
+            slow[i, p] = math.log(sum(fits[j] for j in same) / sum(fits)) - math.log(len(same) / 3)
+    targets = losses.duplicate_targets(torch.tensor(reports))
+    close(losses.patch_evidence(patches, texts, 4.0, targets=targets), slow, rtol=1e-5, atol=1e-6)
+    each_its_own = losses.duplicate_targets(torch.arange(3))
+    close(losses.patch_evidence(patches, texts, 4.0), losses.patch_evidence(patches, texts, 4.0, targets=each_its_own))
+    nothing = torch.zeros(3, 5, 8)  # a patch that fits every text alike tells nothing
+    close(losses.patch_evidence(nothing, texts, 4.0, targets=targets), torch.zeros(3, 5), rtol=0, atol=1e-6)
 
 
 def test_an_unknown_alignment_is_refused():

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel
 from hf_medvlm import losses
 from hf_medvlm.models.convert.checkpoint import load_strict
 from hf_medvlm.models.dual_encoder import DualEncoderModel
-from hf_medvlm.models.heads import CrossAttention, MaskHead, gumbel_mask, threshold_mask, top_k_mask
+from hf_medvlm.models.heads import CrossAttention, MaskHead, gumbel_mask, projection, threshold_mask, top_k_mask
 from hf_medvlm.models.patch_ib_config import PatchIBConfig
 from hf_medvlm.models.towers import hidden_size, patch_grid, read, see
 
@@ -38,13 +38,15 @@ class PatchIBModel(DualEncoderModel):
     config_class = PatchIBConfig
     config: PatchIBConfig
     base_model_prefix = "patch_ib"
-    ours_alone = ("logit_bias", "mask_head.*", "probes.*", "alignment.*")
+    ours_alone = ("logit_bias", "mask_head.*", "probes.*", "alignment.*", "evidence.*")
 
     def __init__(self, config: PatchIBConfig) -> None:
         super().__init__(config)
         width, joint = hidden_size(config.vision_config), config.projection_size
         if config.variant in "CDE":
             self.mask_head = MaskHead(width, normalize=config.variant == "E")
+        if config.evidence_weight:
+            self.evidence = nn.Sequential(nn.LayerNorm(width), projection("mlp", width, joint))
         if config.variant in "FGH":
             self.probes = nn.ModuleList(
                 nn.Sequential(nn.LayerNorm(width), nn.Linear(width, joint, bias=False)) for _ in config.drop_layers
@@ -105,24 +107,13 @@ class PatchIBModel(DualEncoderModel):
         hidden = self.vision_tower.embeddings(pixel_values.to(self.dtype))
         return hidden, patch_grid(hidden.shape[1], tuple(pixel_values.shape[2:]), self.config.vision_config)[0]
 
-    def _run_blocks(
-        self,
-        hidden: Tensor,
-        start: int,
-        stop: int | None,
-        valid: Tensor | None = None,
-        heard: Tensor | None = None,
-    ) -> Tensor:
-        """Blocks [start, stop) over tokens (B, N, H); `valid` (B, N) hides tokens from attention.
-
-        `heard` (B, N - 1), log weights of the patches, changes no number: it gives the weights the gradient of being
-        attended to. Scaling a token does not, for the layer norm before each attention takes the scale out again.
-        """
-        mask = None if valid is None else torch.zeros_like(valid, dtype=hidden.dtype).masked_fill(~valid, float("-inf"))
-        if heard is not None:
-            mask = F.pad(heard - heard.detach(), (1, 0)).to(hidden.dtype)
+    def _run_blocks(self, hidden: Tensor, start: int, stop: int | None, valid: Tensor | None = None) -> Tensor:
+        """Blocks [start, stop) over tokens (B, N, H); `valid` (B, N) hides tokens from attention."""
+        mask = None
+        if valid is not None:
+            mask = torch.zeros_like(valid, dtype=hidden.dtype).masked_fill(~valid, float("-inf"))[:, None, None]
         for layer in self.vision_tower.layers[start:stop]:
-            hidden = layer(hidden, None if mask is None else mask[:, None, None])
+            hidden = layer(hidden, mask)
         return hidden
 
     def _drop_by_head(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,10 +122,8 @@ class PatchIBModel(DualEncoderModel):
         hidden = self._run_blocks(hidden, 0, layer)
         logits = self.mask_head(hidden[:, 1:])
         mask = top_k_mask(logits, self.kept_count(logits.shape[1]))
-        hidden, order, _ = _keep(hidden, mask, logits)
-        heard = F.logsigmoid(logits.gather(1, order)) if torch.is_grad_enabled() else None
-        hidden = self._run_blocks(hidden, layer, None, heard=heard)
-        return self.vision_tower.layernorm(hidden), logits, mask
+        hidden, _, _ = _keep(hidden, mask, logits)
+        return self.vision_tower.layernorm(self._run_blocks(hidden, layer, None)), logits, mask
 
     # -- everything the loss needs -------------------------------------------------------------------------------------
 
@@ -210,6 +199,8 @@ class PatchIBModel(DualEncoderModel):
             if self._has_local_loss:
                 rows["patch_embeds"] = self.vision_projection(final[:, 1:]).float()
             rows["importance"] = logits.float()
+            if config.evidence_weight:
+                rows["evidence_embeds"] = self._normalized(self.evidence(hidden[:, 1:]))
             return {"salience": logits.sigmoid().unflatten(1, grid), "kept": kept.detach().unflatten(1, grid)}
         first = config.drop_layers[0]
         hidden = self._run_blocks(hidden, 0, first)
@@ -274,7 +265,16 @@ class PatchIBModel(DualEncoderModel):
         if config.probe_weight:
             for drop in range(len(config.drop_layers)):
                 terms[f"probe/{drop}"] = config.probe_weight * self._filip(rows, f"probe_embeds/{drop}")
+        if config.evidence_weight:
+            evidence = self._evidence(rows)
+            terms["evidence"] = -config.evidence_weight * evidence.mean()
+            terms["importance"] = config.evidence_weight * F.mse_loss(rows["importance"], evidence.detach())
         return terms
+
+    def _evidence(self, rows: dict[str, Tensor]) -> Tensor:
+        """(B, P) nats; it reads the texts and the scale, it does not shape them."""
+        texts, scale = rows["text_embeds"].detach(), rows["logit_scale"].detach()
+        return losses.patch_evidence(rows["evidence_embeds"], texts, scale, targets=self.targets_of(rows))
 
     def _filip(self, rows: dict[str, Tensor], patches: str, patch_mask: Tensor | None = None) -> Tensor:
         tokens = rows["token_embeds"], rows["token_mask"], rows["logit_scale"]

@@ -22,6 +22,9 @@ class PatchIBConfig(DualEncoderConfig):
         alignment: B's to D's, "mse", "cosine" or None; alignment_weight, alignment_warmup (steps), alignment_heads.
         masked_weight, sparsity_weight, sparsity_target, consistency_weight, filip_weight, probe_weight: of the terms.
             Without `sparsity_target` it is the share kept.
+        evidence_weight: of E's own estimate of what each patch, alone, tells of the report, from which the importance
+            is then learnt. The published E has none: its patches exchange what they know before one is dropped, so
+            that a patch is kept for what it has heard, not for what it shows.
 
     Raises:
         ValueError: an unknown variant, a share outside (0, 1], drops that do not fit the tower or each other.
@@ -46,6 +49,7 @@ class PatchIBConfig(DualEncoderConfig):
     consistency_weight: float = 0.0
     filip_weight: float = 0.0
     probe_weight: float = 0.0
+    evidence_weight: float = 0.0
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
@@ -72,6 +76,8 @@ class PatchIBConfig(DualEncoderConfig):
             raise ValueError(f"adaptive keeps as many patches as fit the report, in variant F; not in {self.variant}")
         if self.alignment and self.variant not in "BCD":
             raise ValueError(f"alignment belongs to the variants B, C and D, not to {self.variant}")
+        if self.evidence_weight and self.variant != "E":
+            raise ValueError(f"evidence_weight teaches the importance of variant E, not of {self.variant}")
         if self.variant not in "EFGH":
             return
         if getattr(self.vision_config, "model_type", None) != "vit":

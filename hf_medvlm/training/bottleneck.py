@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from hf_medvlm.models.patch_ib_config import variant_options
+from hf_medvlm.training import pairing
 from hf_medvlm.training.arguments import option
 from hf_medvlm.training.pairing import PairArguments
 
 OVERRIDES = (
     "anneal_steps", "adaptive", "mask", "gumbel_steps", "alignment", "alignment_weight", "alignment_warmup",
     "masked_weight", "sparsity_weight", "sparsity_target", "consistency_weight", "filip_weight", "probe_weight",
+    "evidence_weight",
 )  # fmt: skip
+TINY = pairing.TINY | {"max_steps": 500}  # a bottleneck's evaluation costs more
 LISTS = {"keep": float, "keep_start": float, "drop_layers": int}
 
 # The published schedules are longer than a tiny run, and half of 36 patches says little of where the model looks.
 _SHORT = {"keep": 0.1, "keep_start": 0.5, "anneal_steps": 300}
-TINY_SCHEDULE = {"D": _SHORT, "E": _SHORT | {"filip_weight": 0.1}, "G": {"anneal_steps": 300}}
+_TAUGHT = {"filip_weight": 0.1, "sparsity_weight": 0.0, "evidence_weight": 1.0}
+TINY_SCHEDULE = {"D": _SHORT, "E": _SHORT | _TAUGHT, "G": {"anneal_steps": 300}}
 
 
 @dataclass
@@ -46,6 +50,10 @@ class PatchArguments(PairArguments):
     consistency_weight: float | None = option(None, "weight of the difference between chosen and whole image")
     filip_weight: float | None = option(None, "weight of FILIP on the final patches")
     probe_weight: float | None = option(None, "weight of FILIP where patches are chosen by the report")
+    evidence_weight: float | None = option(
+        None,
+        "E: weight of learning the importance from what each patch, alone, tells of the report; 1 for a tiny model",
+    )
 
     def model_options(self) -> dict[str, Any]:
         options = super().model_options() | variant_options(self.variant, self.depth)

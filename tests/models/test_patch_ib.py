@@ -1,5 +1,6 @@
 """The patch bottleneck: what is dropped is gone, what is not chosen is not seen, and each variant learns."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -160,29 +161,45 @@ def test_masks_are_hard_forward_and_soft_backward():
     assert share == pytest.approx(torch.tensor(1.0).sigmoid().item(), abs=0.03)
 
 
-def test_patches_are_chosen_by_the_gradient_of_attending_to_them(batch):
-    """The weights change no number, and their gradient is that of a bias on the attention, by finite differences."""
-    model = build("E").eval()
-    hidden, _ = model._embed(batch["pixel_values"])
-    hidden = hidden.detach()
-    weights = torch.randn(len(hidden), hidden.shape[1] - 1, requires_grad=True)
-    with_gradient, without = (model._run_blocks(hidden, 2, None, heard=heard) for heard in (weights, None))
-    torch.testing.assert_close(with_gradient, without)
-    direction = torch.randn_like(with_gradient[:, 0])
-    (gradient,) = torch.autograd.grad((with_gradient[:, 0] * direction).sum(), weights)
+def test_evidence_teaches_the_importance_what_a_patch_shows():
+    """Images of noise in which one patch, anywhere, shows one of four patterns that the text names: it is kept."""
+    torch.manual_seed(0)
+    model = build("E", keep=1 / 16, keep_start=0.5, anneal_steps=100, evidence_weight=1.0, sparsity_weight=0.0)
+    patterns, optimizer = torch.randn(4, 3, 8, 8), torch.optim.AdamW(model.parameters(), lr=3e-3)
 
-    def attended(bias):
-        tokens, mask = hidden, torch.nn.functional.pad(bias, (1, 0))[:, None, None]
-        for layer in model.vision_tower.layers[2:]:
-            tokens = layer(tokens, mask)
-        return (tokens[:, 0] * direction).sum()
+    def draw(count: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        pixels, kind, place = torch.randn(count, 3, 32, 32) / 2, torch.arange(count) % 4, torch.randint(16, (count,))
+        for i in range(count):
+            top, left = 8 * (place[i] // 4), 8 * (place[i] % 4)
+            pixels[i, :, top : top + 8, left : left + 8] = patterns[kind[i]]
+        ids = torch.stack([torch.tensor([5, 10 + k, 6]) for k in kind.tolist()])
+        return {
+            "pixel_values": pixels,
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "pair_ids": kind,
+        }, place
 
-    step = torch.zeros_like(gradient)
-    step[1, 3] = 1e-2
-    with torch.no_grad():
-        slope = (attended(step) - attended(-step)) / 2e-2
-    assert gradient[1, 3].abs() > 1e-4
-    torch.testing.assert_close(gradient[1, 3], slope, rtol=2e-2, atol=1e-4)
+    model.train()
+    for step in range(200):
+        model.set_step(step)
+        model(**draw(32)[0]).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    inputs, place = draw(64)
+    output = model.eval()(**inputs)
+    assert (output.kept.flatten(1).argmax(1) == place).float().mean() > 0.9
+    importance = output.representations["importance"].max(1).values  # in nats: one of four kinds, told for certain
+    assert importance.mean().item() == pytest.approx(math.log(4), abs=0.4)
+
+
+def test_evidence_reads_the_texts_without_shaping_them(batch):
+    model = build("E", evidence_weight=1.0).train()
+    rows = model(**batch).representations
+    terms = model.loss_terms_of(rows)
+    (terms["evidence"] + terms["importance"]).backward()
+    taught = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert taught == {"evidence", "mask_head", "vision_tower"}
 
 
 @pytest.mark.skipif(not GOLDEN.is_file(), reason="the golden values are not here")
@@ -202,6 +219,7 @@ def test_top_k_equals_the_published_mask():
         ("C", {"mask": "soft"}, "mask must be one of"),
         ("A", {"alignment": "mse"}, "belongs to the variants B, C and D"),
         ("E", {"adaptive": True}, "in variant F; not in E"),
+        ("D", {"evidence_weight": 1.0}, "importance of variant E, not of D"),
         ("E", {"vision_config": SwinConfig()}, "form no grid of tokens to drop"),
     ],
 )
