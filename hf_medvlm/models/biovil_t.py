@@ -10,6 +10,8 @@ Normalisation. Batch statistics would tie a study's features to its neighbours, 
 micro-batches and several processes would train three different models. Hence `norm="batch"` (the published networks)
 uses its running statistics in training too, as fine-tuned detectors do, while scale and shift are trained; and
 `norm="group"` (Wu & He 2018), for networks trained from nothing, whose running statistics would say nothing, has none.
+From the last stage on it normalises the channels of each place alone, as ConvNeXt does (Liu et al. 2022): a group norm
+tells every place how the others look, and what a patch says would no longer be where it is seen.
 """
 
 from __future__ import annotations
@@ -33,30 +35,20 @@ from transformers import (
 from transformers import initialization as init
 
 from hf_medvlm.labels import IGNORE_INDEX
-from hf_medvlm.losses import duplicate_targets, gloria_local, info_nce
+from hf_medvlm.losses import duplicate_targets, gloria_local, info_nce, patch_evidence
 from hf_medvlm.models.biovil_t_config import BioViLTConfig
 from hf_medvlm.models.convert.biovil_t import FC, from_published, published_sizes, read_published
 from hf_medvlm.models.convert.checkpoint import load_strict
 from hf_medvlm.models.cxr_bert import CXRBertConfig, CXRBertModel
 from hf_medvlm.models.dual_encoder import check_contrast, gather_rows
+from hf_medvlm.models.norms import ChannelNorm, replace_batch_norms
 from hf_medvlm.models.outputs import BioViLTImageFeatures, BioViLTOutput
 from hf_medvlm.models.temporal import TemporalPooler, sine_positions
 from hf_medvlm.models.towers import KeepsFrozen, freeze
 
 MAX_LOGIT_SCALE = math.log(100)  # CLIP's bound
 PROGRESSIONS = 3  # improving, stable, worsening
-GROUP_CHANNELS = 16  # channels a group: Wu & He's variant that leaves the number of groups free
 OURS_ALONE = ("logit_scale", "progression_head.*", "findings_head.*")  # no published file has these
-
-
-def use_group_norm(module: nn.Module) -> None:
-    """Replace every batch norm inside `module` by a group norm of as many channels."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            groups, rest = divmod(child.num_features, GROUP_CHANNELS)
-            setattr(module, name, nn.GroupNorm(1 if rest else groups, child.num_features))
-        else:
-            use_group_norm(child)
 
 
 class BioViLTModel(KeepsFrozen, PreTrainedModel):
@@ -96,7 +88,9 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
             nn.Conv2d(width, width, kernel_size=1),
         )
         if config.norm == "group":
-            use_group_norm(self)
+            for module in (self.backbone.encoder.stages[-1], self.projector):
+                replace_batch_norms(module, ChannelNorm)
+            replace_batch_norms(self)
         if config.fc_classes:
             self.register_buffer("fc_weight", torch.zeros(config.fc_classes, backbone_channels))
             self.register_buffer("fc_bias", torch.zeros(config.fc_classes))
@@ -224,10 +218,15 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
         terms, config = {}, self.config
         if "text_embeds" in rows:
             terms["global"] = config.global_weight * self.contrast(rows)
+            patches = rows["patch_embeds"].flatten(2).mT  # (B, P, D)
             if config.local_weight:
-                patches = rows["patch_embeds"].flatten(2).mT  # (B, P, D)
                 words = rows["token_mask"].sum(1) - 1  # all but [SEP], as GLoRIA counts
                 terms["local"] = config.local_weight * sum(gloria_local(patches, rows["token_embeds"], words)) / 2
+            if config.evidence_weight:
+                texts, scale = rows["text_embeds"].detach(), rows["logit_scale"].detach()  # it shapes the patches
+                targets = duplicate_targets(rows["pair_ids"])
+                told = patch_evidence(patches, texts, scale, targets=targets)
+                terms["evidence"] = -config.evidence_weight * told.mean()
         if "progression" in rows and "progression_logits" in rows:
             labels = rows["progression"].flatten()
             total = cross_entropy(

@@ -21,6 +21,7 @@ class BioViLTConfig(PreTrainedConfig):
             can tell the left base from the right.
         projection_size: D, the width of the joint space.
         global_weight, local_weight: of the contrast of whole studies, and of patches with words.
+        evidence_weight: of telling the report from each patch alone, which keeps what a patch shows where it is.
         progression_findings: names of what the progression classifier follows; three logits each, none where empty.
         findings: names of what the finding classifier knows; one logit each, none where empty.
         progression_weight, findings_weight: of their losses.
@@ -46,6 +47,7 @@ class BioViLTConfig(PreTrainedConfig):
     projection_size: int = 128
     global_weight: float = 1.0
     local_weight: float = 1.0
+    evidence_weight: float = 0.0
     progression_findings: list[str] | tuple[str, ...] = ()
     progression_weight: float = 1.0
     findings: list[str] | tuple[str, ...] = ()

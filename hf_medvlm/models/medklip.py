@@ -21,10 +21,10 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cosine_similar
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, ResNetConfig, ResNetModel
 from transformers import initialization as init
 
-from hf_medvlm.models.biovil_t import use_group_norm
 from hf_medvlm.models.convert.checkpoint import load_strict
 from hf_medvlm.models.convert.medklip import from_published, published_sizes, read_published
 from hf_medvlm.models.medklip_decoder import EntityDecoder
+from hf_medvlm.models.norms import replace_batch_norms
 from hf_medvlm.models.outputs import MedKlipOutput
 from hf_medvlm.models.temporal import sine_positions
 from hf_medvlm.models.towers import KeepsFrozen, freeze
@@ -112,7 +112,7 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         channels, width, text = config.backbone_config.hidden_sizes[-1], config.d_model, config.text_size
         self.backbone = ResNetModel(config.backbone_config)
         if config.norm == "group":
-            use_group_norm(self.backbone)
+            replace_batch_norms(self.backbone)
         self.patch_projection = nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, width))
         self.entity_projection = nn.Linear(text, width)
         self.decoder = EntityDecoder(width, config.decoder_layers, config.decoder_heads, config.ffn_dim, config.dropout)

@@ -81,10 +81,11 @@ class BioViLTEvaluation(RetrievalEvaluation):
         if not model.config.temporal:
             names = names[:1]
         output = model(**{name: batch[name] for name in names + ["input_ids", "attention_mask"] * has_text})
+        alone = model(pixel_values=batch["pixel_values"]) if model.config.temporal else output
         found = {"size": batch["sizes"]}
         if output.progression_logits is not None:
             found["progression"] = output.progression_logits
-            found["progression_without_prior"] = model(pixel_values=batch["pixel_values"]).progression_logits
+            found["progression_without_prior"] = alone.progression_logits
         if output.finding_logits is not None:
             found["findings"] = output.finding_logits
         if not has_text:
@@ -99,7 +100,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
             "text_embeds": output.text_embeds,
             "zero_shot": (sides[..., 0] - sides[..., 1]) * scale,
             "scalar/logit_scale": scale.expand(len(output.image_embeds)),
-            "similarity": self._similarities(model, output.patch_embeds, batch),
+            "similarity": self._similarities(model, alone.patch_embeds, batch),
         }
 
     def _similarities(self, model: nn.Module, patch_embeds: Tensor, batch: dict[str, Any]) -> Tensor:
@@ -224,8 +225,9 @@ class BioViLTEvaluation(RetrievalEvaluation):
         scores.intervals |= {kind: bootstrap_interval([row[kind] for row in rows], patients) for kind in KINDS}
         scores.protocol |= GROUNDING_PROTOCOL
         scores.protocol["grounding"] = (
-            "cosine of patches with each box's phrase, smoothed by a Gaussian of 1.5 patches (of 14 a side), bilinear "
-            "to the image's size; what the model's crop leaves out counts as not found; boxes of the frontal image"
+            "cosine of patches with each box's phrase, from the current image alone as in the published engine, "
+            "smoothed by a Gaussian of 1.5 patches (of 14 a side), bilinear to the image's size; what the model's crop "
+            "leaves out counts as not found; boxes of the frontal image"
         )
 
 

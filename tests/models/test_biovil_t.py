@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from transformers import AutoModel, AutoProcessor, ResNetConfig
 
 from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.losses import duplicate_targets, patch_evidence
 from hf_medvlm.models.biovil_t import BioViLTModel
 from hf_medvlm.models.biovil_t_config import BioViLTConfig
 from hf_medvlm.models.convert.biovil_t import to_published
@@ -276,6 +277,42 @@ def test_a_fresh_network_does_not_see_the_grey_level(family, batch):
     with torch.no_grad():
         wanted, found = (model.get_image_features(x).img_embedding for x in (pixels, 0.4 * pixels + 0.3))
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+
+
+def test_the_last_stage_of_a_fresh_network_tells_a_place_nothing_of_the_others(family):
+    """With group norms before it alone: a far corner that changes leaves what the last stage makes of the other."""
+    stage = family.model.backbone.encoder.stages[-1].eval()
+    torch.manual_seed(0)
+    grid = torch.randn(1, stage.layers[0].layer[0].convolution.in_channels, 24, 24)
+    other = grid.clone()
+    other[..., 20:, 20:] += 5
+    with torch.no_grad():
+        found, wanted = family.model.projector[:3].eval(), stage(grid)
+        changed = stage(other)
+        assert torch.equal(changed[..., :4, :4], wanted[..., :4, :4]) and not torch.equal(changed, wanted)
+        rows = torch.randn(1, found[0].in_channels, 6, 6)
+        assert torch.equal(found(rows)[..., :3], found(rows[..., :3]))
+
+
+def test_evidence_is_taught_to_patches_and_leaves_the_texts_alone(family, batch):
+    model = BioViLTModel(copy.deepcopy(family.model.config)).train()
+    names = ("global_weight", "local_weight", "progression_weight", "findings_weight")
+    for name in names:
+        setattr(model.config, name, 0.0)
+    model.config.evidence_weight = 0.7
+    output = model(**batch)
+    rows = output.representations
+    told = patch_evidence(
+        rows["patch_embeds"].flatten(2).mT,
+        rows["text_embeds"],
+        rows["logit_scale"],
+        targets=duplicate_targets(batch["pair_ids"]),
+    )
+    torch.testing.assert_close(output.loss_terms["evidence"], -0.7 * told.mean())
+    output.loss.backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    assert any(name.startswith("projector") for name in reached)
+    assert not any(name.startswith(("text_model", "logit_scale")) for name in reached)
 
 
 def test_group_norm_has_no_published_layout(family):
