@@ -97,7 +97,8 @@ def extract_features(
         while size > 0:
             parts.append(next(outputs))
             size -= len(parts[-1]["has_previous"])
-        tensors = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        # convolutions may hand on other strides, which safetensors does not take
+        tensors = {name: torch.cat([part[name] for part in parts]).contiguous() for name in parts[0]}
         ids = json.dumps([studies[i].study_id for i in shards[number]])
         with atomic_open(shard_path(folder, number), "wb") as handle:
             handle.write(save(tensors, {"study_ids": ids}))
