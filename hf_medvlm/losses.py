@@ -221,7 +221,8 @@ def patch_evidence(
     """(B, P) nats that each patch, on its own, tells of its image's report: log p(report | patch) / p(report).
 
     A patch that could stand in any image is at 0, one that only few reports of the batch explain lies above. The
-    estimate is InfoNCE's bound with the patch as the query; its mean is what to raise.
+    estimate is InfoNCE's bound with the patch as the query; its mean is what to raise. It teaches the patches alone: no
+    gradient goes to the texts and the scale.
 
     Args:
         patch_embeds: (B, P, D) n. text_embeds: (B, D) n. targets: as in `info_nce`; all matching texts are the report.
@@ -232,9 +233,10 @@ def patch_evidence(
     if targets is None:
         targets = torch.eye(len(text_embeds), dtype=torch.bool, device=text_embeds.device)
     prior = targets.float().mean(1).log()  # (B,)
+    texts, scale = text_embeds.detach(), torch.as_tensor(logit_scale).detach()
 
     def row(image: Tensor, own: Tensor) -> Tensor:
-        scores = (logit_scale * image @ text_embeds.mT).log_softmax(-1)  # (P, B)
+        scores = (scale * image @ texts.mT).log_softmax(-1)  # (P, B)
         return scores.masked_fill(~own, float("-inf")).logsumexp(-1)
 
     rows = zip(patch_embeds, targets, strict=True)  # one by one, as in `filip_similarity`

@@ -223,9 +223,8 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
                 words = rows["token_mask"].sum(1) - 1  # all but [SEP], as GLoRIA counts
                 terms["local"] = config.local_weight * sum(gloria_local(patches, rows["token_embeds"], words)) / 2
             if config.evidence_weight:
-                texts, scale = rows["text_embeds"].detach(), rows["logit_scale"].detach()  # it shapes the patches
                 targets = duplicate_targets(rows["pair_ids"])
-                told = patch_evidence(patches, texts, scale, targets=targets)
+                told = patch_evidence(patches, rows["text_embeds"], rows["logit_scale"], targets=targets)
                 terms["evidence"] = -config.evidence_weight * told.mean()
         if "progression" in rows and "progression_logits" in rows:
             labels = rows["progression"].flatten()

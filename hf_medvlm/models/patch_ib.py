@@ -266,15 +266,11 @@ class PatchIBModel(DualEncoderModel):
             for drop in range(len(config.drop_layers)):
                 terms[f"probe/{drop}"] = config.probe_weight * self._filip(rows, f"probe_embeds/{drop}")
         if config.evidence_weight:
-            evidence = self._evidence(rows)
+            embeds = rows["evidence_embeds"], rows["text_embeds"], rows["logit_scale"]
+            evidence = losses.patch_evidence(*embeds, targets=self.targets_of(rows))
             terms["evidence"] = -config.evidence_weight * evidence.mean()
             terms["importance"] = config.evidence_weight * F.mse_loss(rows["importance"], evidence.detach())
         return terms
-
-    def _evidence(self, rows: dict[str, Tensor]) -> Tensor:
-        """(B, P) nats; it reads the texts and the scale, it does not shape them."""
-        texts, scale = rows["text_embeds"].detach(), rows["logit_scale"].detach()
-        return losses.patch_evidence(rows["evidence_embeds"], texts, scale, targets=self.targets_of(rows))
 
     def _filip(self, rows: dict[str, Tensor], patches: str, patch_mask: Tensor | None = None) -> Tensor:
         tokens = rows["token_embeds"], rows["token_mask"], rows["logit_scale"]

@@ -81,7 +81,9 @@ class BioViLTEvaluation(RetrievalEvaluation):
         if not model.config.temporal:
             names = names[:1]
         output = model(**{name: batch[name] for name in names + ["input_ids", "attention_mask"] * has_text})
-        alone = model(pixel_values=batch["pixel_values"]) if model.config.temporal else output
+        alone = output
+        if model.config.temporal and (has_text or output.progression_logits is not None):
+            alone = model(pixel_values=batch["pixel_values"])
         found = {"size": batch["sizes"]}
         if output.progression_logits is not None:
             found["progression"] = output.progression_logits
