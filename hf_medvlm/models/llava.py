@@ -50,6 +50,10 @@ class LlavaReporter(LlavaForConditionalGeneration):
 
     def __init__(self, config: LlavaReporterConfig) -> None:
         super().__init__(config)
+        # A projector that trains may be in float32 beside a tower in bfloat16.
+        self.model.multi_modal_projector.register_forward_pre_hook(
+            lambda projector, inputs: (inputs[0].to(projector.linear_1.weight.dtype),)
+        )
         self.set_trainable(config.trains)
 
     @classmethod

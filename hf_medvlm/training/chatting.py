@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import Sampler
 from transformers import GenerationConfig, LlavaProcessor, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_medvlm.collators.chat import ChatCollator
@@ -32,7 +33,7 @@ from hf_medvlm.training.arguments import DataArguments, split_names
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.evaluation_chat import ChatEvaluation
 from hf_medvlm.training.llava_arguments import ChatDataArguments, ChatModelArguments
-from hf_medvlm.training.lora import add_lora
+from hf_medvlm.training.lora import add_lora, quantise
 from hf_medvlm.training.sampling import ModalityLengthSampler
 from hf_medvlm.training.trainer import MedVLMTrainer
 
@@ -117,6 +118,10 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
             f"--model_max_length {args.training.model_max_length}: the language model takes {limit} tokens"
         )
     model.set_trainable(options.trains)
+    if options.bits < 16:
+        if is_deepspeed_zero3_enabled():
+            raise ValueError(f"--bits {options.bits}: ZeRO-3 cannot shard quantised weights; use ds_configs/zero2.json")
+        quantise(model, model.model.language_model, options.bits, args.training.device)
     if options.trains == "projector+lora":
         model = add_reporter_lora(model, options, args.training.gradient_checkpointing)
     return model, processor
@@ -132,28 +137,11 @@ def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
     # DeepSpeed keeps its own float32 copy of what it trains, and adapters are float32 on a frozen base.
     in_half = training.bf16 and (training.deepspeed is not None or options.trains == "projector+lora")
     dtype = torch.bfloat16 if in_half else torch.float32
-    if options.bits < 16:
-        return _load_quantised(folder, options.bits)
     if is_llava(folder):
         return LlavaReporter.from_published(folder, vision_tower=tower, dtype=dtype)
     if tower is None:
         raise ValueError(f"{folder} is a language model without eyes; name a CLIP folder with --vision_tower")
     return assemble(LlavaReporter, folder, tower, options.mm_vision_select_layer, dtype)
-
-
-def _load_quantised(folder: Path, bits: int) -> LlavaReporter:
-    """QLoRA's base: the language model in 4 (NF4, doubly quantised) or 8 bits, tower and projector in bfloat16."""
-    from transformers import BitsAndBytesConfig
-
-    quantisation = BitsAndBytesConfig(
-        load_in_4bit=bits == 4,
-        load_in_8bit=bits == 8,
-        llm_int8_skip_modules=["vision_tower", "multi_modal_projector", "lm_head"],
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-    )
-    return LlavaReporter.from_pretrained(folder, quantization_config=quantisation, dtype=torch.bfloat16)
 
 
 def add_reporter_lora(model: LlavaReporter, options: ChatModelArguments, checkpointing: bool) -> Any:
@@ -163,6 +151,9 @@ def add_reporter_lora(model: LlavaReporter, options: ChatModelArguments, checkpo
         for name, module in model.model.language_model.named_modules()
         if isinstance(module, torch.nn.Linear)
     }
+    if not is_deepspeed_zero3_enabled():
+        # It trains, and in bfloat16 small steps round to nothing; DeepSpeed keeps a float32 copy of its own.
+        model.model.multi_modal_projector.float()
     if checkpointing:
         model.enable_input_require_grads()  # or no gradient would pass a checkpointed layer whose weights are frozen
     return add_lora(

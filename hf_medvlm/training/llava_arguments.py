@@ -60,8 +60,8 @@ class ChatModelArguments:
             raise ValueError(f"--mm_projector_type {self.mm_projector_type}: only mlp2x_gelu, LLaVA-1.5's, is there")
         if self.bits not in (4, 8, 16):
             raise ValueError(f"--bits {self.bits}: choose 4, 8 or 16")
-        if self.bits < 16 and self.trains not in ("projector", "projector+lora"):
-            raise ValueError(f"--bits {self.bits} cannot train all weights; add --trains projector+lora")
+        if self.bits < 16 and self.trains != "projector+lora":
+            raise ValueError(f"--bits {self.bits} trains adapters alone; add --trains projector+lora")
         if self.bits < 16 and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(f"--bits {self.bits} needs bitsandbytes: pip install bitsandbytes, or leave --bits out")
 

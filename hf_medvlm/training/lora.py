@@ -1,4 +1,4 @@
-"""LoRA through peft: put adapters in, and write a plain model when done, checked against the adapted one."""
+"""LoRA and QLoRA through peft: quantise the base, put adapters in, and write a plain model when done, checked."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_medvlm.training.deepspeed import unsharded
@@ -50,13 +51,44 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
+def quantise(model: PreTrainedModel, part: nn.Module, bits: int, device: torch.device) -> None:
+    """Put bitsandbytes' linear layers in the place of those of `part`, a part of `model`, and move them to `device`.
+
+    Dettmers et al. 2023, "QLoRA" (arXiv 2305.14314). The layers come from any checkpoint that the model loads from.
+
+    Args:
+        bits: 4 (NF4, its scales quantised too) or 8 (LLM.int8, arXiv 2208.07339).
+    """
+    import bitsandbytes as bnb
+
+    layers = {name: layer for name, layer in part.named_modules() if type(layer) is nn.Linear}
+    for name, layer in layers.items():
+        shape, weight = (layer.in_features, layer.out_features, layer.bias is not None), layer.weight.data
+        if bits == 4:
+            new = bnb.nn.Linear4bit(*shape, compute_dtype=weight.dtype, quant_type="nf4")
+            new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
+        else:
+            new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
+            new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+        new.bias = layer.bias
+        part.set_submodule(name, new.to(device))
+    setattr(model, f"is_loaded_in_{bits}bit", True)  # what peft chooses its adapters by
+
+
+def is_quantised(model: Any) -> bool:
+    """Whether `quantise` has been at the model."""
+    return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
+
+
 def _gathered(trainer: MedVLMTrainer) -> Any:
-    """The adapted model with all its weights in this process: under ZeRO-3 a copy on the CPU, shards put together."""
+    """The adapted model with all its weights in this process.
+
+    Where ZeRO-3 shards them or `quantise` made them small: a copy on the CPU, shards put together and weights as wide
+    as before. The adapters were trained on what quantisation left of the weights, so that is what they are merged with.
+    """
     adapted = trainer.accelerator.unwrap_model(trainer.model)
-    sharded = dict(adapted.named_parameters())
-    if not any(hasattr(parameter, "ds_id") for parameter in sharded.values()):
+    if not (is_quantised(adapted) or any(hasattr(parameter, "ds_id") for parameter in adapted.parameters())):
         return adapted
-    import deepspeed
     from peft import get_peft_model
     from transformers.initialization import no_init_weights
 
@@ -65,9 +97,24 @@ def _gathered(trainer: MedVLMTrainer) -> Any:
         fresh = type(base)(copy.deepcopy(base.config))
     whole = get_peft_model(fresh, copy.deepcopy(adapted.peft_config["default"]))
     for name, parameter in whole.named_parameters():
-        with deepspeed.zero.GatheredParameters([sharded[name]]):
-            parameter.data = sharded[name].detach().cpu().clone()
+        owner, _, leaf = name.rpartition(".")
+        parameter.data = _whole_weight(adapted.get_submodule(owner), leaf, base.dtype)
     return whole
+
+
+def _whole_weight(module: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
+    parameter = getattr(module, name)
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().cpu().clone()
+    if not type(parameter).__module__.startswith("bitsandbytes"):
+        return parameter.detach().cpu()
+    from peft.utils.integrations import dequantize_module_weight
+
+    module.state_dict()  # undoes the order that bitsandbytes gives the weights on a CPU, of which peft does not know
+    return dequantize_module_weight(module).detach().to("cpu", dtype)
 
 
 @torch.no_grad()
@@ -75,21 +122,18 @@ def write_merged(trainer: MedVLMTrainer, folder: Path, tolerance: float = 1e-3) 
     """Write the plain model with the adapters merged in to `folder`; the adapters move to `folder/adapter`.
 
     Args:
-        tolerance: of the logits, in float32; half precision is held to 5 % of the largest one.
+        tolerance: of the logits, in float32; half precision and quantised weights are held to 5 % of the largest one.
 
     Raises:
         ValueError: the logits of the merged model differ from the adapted one's by more than `tolerance`.
     """
-    adapted = _gathered(trainer).eval()
-    weight = next(adapted.parameters())
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    batch = {
-        name: value.to(weight.device, weight.dtype if name == "pixel_values" else None) for name, value in batch.items()
-    }
-    before = adapted(**batch).logits.float()
+    adapted, quantised = _gathered(trainer).eval(), is_quantised(trainer.model)
+    before = _logits(trainer.evaluation_model() if quantised else adapted, batch)
     merged = adapted.merge_and_unload().eval()
-    difference = (merged(**batch).logits.float() - before).abs().max().item()
-    if difference > (tolerance if weight.dtype == torch.float32 else 0.05 * before.abs().max().item()):
+    difference = (_logits(merged, batch) - before).abs().max().item()
+    exact = merged.dtype == torch.float32 and not quantised
+    if difference > (tolerance if exact else 0.05 * before.abs().max().item()):
         raise ValueError(
             f"merged and adapted model differ by {difference:.2g} in their logits; the adapter is in {folder}"
         )
@@ -98,3 +142,12 @@ def write_merged(trainer: MedVLMTrainer, folder: Path, tolerance: float = 1e-3) 
         for path in folder.glob("adapter_*"):
             shutil.move(path, folder / ADAPTER_FOLDER / path.name)
         merged.save_pretrained(folder)
+
+
+def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    parameter = next(model.parameters())
+    inputs = {
+        name: value.to(parameter.device, parameter.dtype if name == "pixel_values" else None)
+        for name, value in batch.items()
+    }
+    return model(**inputs).logits.float().cpu()

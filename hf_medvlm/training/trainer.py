@@ -165,7 +165,7 @@ class MedVLMTrainer(Trainer):
         loader = DataLoader(
             rows, batch_sampler=mine, collate_fn=self._evaluation_batch, num_workers=self.args.dataloader_num_workers
         )
-        model = self._evaluation_model()
+        model = self.evaluation_model()
         seen: dict[int, dict[str, np.ndarray]] = {}
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
         for indices, batch in tqdm(loader, desc="Evaluating", leave=False, disable=hidden):
@@ -187,7 +187,7 @@ class MedVLMTrainer(Trainer):
     def _evaluation_batch(self, rows: list[Row]) -> tuple[list[int], dict[str, Any]]:
         return [row.index for row in rows], self.evaluation.collate(rows)
 
-    def _evaluation_model(self) -> nn.Module:
+    def evaluation_model(self) -> nn.Module:
         """The model in evaluation mode; under ZeRO-3 its parameters stay sharded and are gathered module by module."""
         if self.is_deepspeed_enabled and self.deepspeed is None:  # evaluation without training first
             from transformers.integrations.deepspeed import deepspeed_init

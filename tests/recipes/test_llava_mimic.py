@@ -224,18 +224,50 @@ def test_bad_input_is_answered_before_the_start(options, message, recipe, data, 
     [
         (["--mm_projector_type", "linear"], "only mlp2x_gelu"),
         (["--image_aspect_ratio", "anyres"], "'anyres' is none of pad, square"),
-        (["--bits", "4"], "cannot train all weights"),
+        (["--bits", "4"], "trains adapters alone; add --trains projector\\+lora"),
         (["--bits", "4", "--trains", "projector+lora"], "needs bitsandbytes"),
         (["--deepspeed", "DS"], r"train_batch_size is 32, but 8 a device x 2 accumulated x 1 process\(es\) = 16"),
     ],
 )
-def test_bad_options_stop_the_run(options, message, recipe, tmp_path):
+def test_bad_options_stop_the_run(options, message, recipe, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)  # as where it is not installed
     file = tmp_path / "z.json"
     file.write_text(json.dumps({"train_batch_size": 32, "zero_optimization": {"stage": 3}}))
     options = [str(file) if word == "DS" else word for word in options]
     batch = ["--per_device_train_batch_size", "8", "--gradient_accumulation_steps", "2"]
     with pytest.raises(SystemExit, match=message):
         recipe(*options, *batch, "--output_dir", tmp_path / "x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["alone", "zero2"])
+def test_qlora_writes_a_plain_model(mode, data, root, recipe, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    words = ["--model_name_or_path", str(tiny_checkpoint(tmp_path / "model")), "--data_path", str(data / "chat.json")]
+    words += [*SMALL, *QUIET, "--trains", "projector+lora", "--bits", "4", "--lora_r", "4", "--bf16", "True"]
+    words += ["--max_steps", "2", "--gradient_checkpointing", "True", "--output_dir", str(tmp_path / "out")]
+    words += ["--per_device_train_batch_size", "4"]
+    if mode == "alone":
+        recipe(*words)
+    else:
+        file = str(root / "ds_configs" / "zero2.json")
+        finished(deepspeed(str(root / "recipes" / "llava_mimic.py"), *words, "--deepspeed", file, cwd=tmp_path))
+    assert len(losses(tmp_path / "out")) == 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(written) == set(load_file(tmp_path / "model" / "model.safetensors"))
+    assert all(value.is_floating_point() and value.isfinite().all() for value in written.values())
+    assert type(AutoModel.from_pretrained(tmp_path / "out")) is LlavaReporter
+
+
+@pytest.mark.slow
+def test_qlora_under_zero3_is_refused(data, root, recipe, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    words = ["--data_path", str(data / "chat.json"), *SMALL, "--trains", "projector+lora", "--bits", "4"]
+    words += ["--deepspeed", str(root / "ds_configs" / "zero3.json"), "--output_dir", str(tmp_path / "out")]
+    process = deepspeed(str(root / "recipes" / "llava_mimic.py"), *words, cwd=tmp_path)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode != 0 and "--bits 4: ZeRO-3 cannot shard quantised weights" in output
+    assert "Traceback" not in output
 
 
 # The file of the study that this recipe follows, as given.

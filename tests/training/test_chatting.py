@@ -21,7 +21,7 @@ from hf_medvlm.models.llava_tiny import make_processor, tiny_reporter, train_cha
 from hf_medvlm.training.chatting import ChatTrainer, add_reporter_lora
 from hf_medvlm.training.evaluation_chat import ChatEvaluation, answer_accuracy, normalise_answer
 from hf_medvlm.training.llava_arguments import ChatModelArguments, ChatTrainingArguments, modernise_llava
-from hf_medvlm.training.lora import write_merged
+from hf_medvlm.training.lora import quantise, write_merged
 
 HEADER = "image,patient_id,split,question,answer,answer_type\n"
 
@@ -104,6 +104,59 @@ def test_adapters_train_save_merge_and_agree(parts, tmp_path):
     plain = LlavaReporter.from_pretrained(tmp_path).eval()
     with torch.no_grad():
         torch.testing.assert_close(plain(**batch).logits, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_the_projector_takes_small_steps_beside_a_base_in_bfloat16(parts, tmp_path):
+    """AdamW's step of 2e-5 is less than half a unit in the last place of most weights in bfloat16."""
+    adapted = add_reporter_lora(frozen_base(parts).bfloat16(), ChatModelArguments(trains="projector+lora"), True)
+    weight = adapted.get_parameter(
+        "base_model.model.model.multi_modal_projector.modules_to_save.default.linear_1.weight"
+    )
+    before = weight.detach().clone()
+    trainer(parts, tmp_path, adapted, learning_rate=2e-5, bf16=True, gradient_checkpointing=True).train()
+    assert weight.dtype == torch.float32 and (weight != before).float().mean() > 0.99
+    assert adapted.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+NF4 = (-1.0, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.0910500, 0.0)
+NF4 += (0.0795803, 0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.5626170, 0.7229568, 1.0)
+
+
+def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """The obvious way: NF4 in blocks of 64 with their largest magnitude (QLoRA, table of its appendix E), or int8."""
+    if bits == 8:
+        scale = weight.abs().amax(1, keepdim=True) / 127
+        return (weight / scale).round() * scale
+    blocks = weight.reshape(-1, 64)
+    scale = blocks.abs().amax(1, keepdim=True)
+    codes = torch.tensor(NF4)
+    return (codes[(blocks / scale).unsqueeze(-1).sub(codes).abs().argmin(-1)] * scale).reshape(weight.shape)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_adapters_train_on_quantised_weights_and_merge_with_those(bits, parts, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    base = frozen_base(parts)
+    whole = {name: value.clone() for name, value in base.state_dict().items()}
+    quantise(base, base.model.language_model, bits, torch.device("cpu"))
+    options = ChatModelArguments(trains="projector+lora", lora_r=4, lora_alpha=8, lora_dropout=0.0)
+    adapted = add_reporter_lora(base, options, checkpointing=False)
+    made = trainer(parts, tmp_path, adapted, learning_rate=1e-2)
+    made.train()
+    made.save_model()
+    batch = parts.collator(parts.studies[:3])
+    with torch.no_grad():
+        wanted = adapted.eval()(**batch).logits
+    write_merged(made, tmp_path)
+    plain = LlavaReporter.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        difference = (plain(**batch).logits - wanted).abs().max()
+    assert difference < 0.05 * wanted.abs().max()  # bitsandbytes rounds activations too
+    name = "model.language_model.layers.0.mlp.up_proj"
+    layer = adapted.get_submodule(f"base_model.model.{name}")
+    merged = plain.get_parameter(f"{name}.weight") - layer.get_delta_weight("default")
+    torch.testing.assert_close(merged, rounded(whole[f"{name}.weight"], bits), rtol=0, atol=5e-3)
+    assert (merged - whole[f"{name}.weight"]).abs().max() > 1e-4
 
 
 def test_answers_are_compared_without_case_and_articles():
