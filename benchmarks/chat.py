@@ -1,28 +1,49 @@
-"""What chat training saves, side by side: `python benchmarks/chat.py` (and `--steps 20` on a GPU, for the 7B shape).
+"""What chat training saves, side by side: `python benchmarks/chat.py` (on a GPU the 7B shape trains too).
 
 tokenise   conversations a second: one call of the tokenizer and a mask by offsets, against every round tokenised
            anew to count its tokens (the straightforward way, LLaVA's `preprocess_v1`)
 padding    share of padding in micro-batches of report lengths: random order, LLaVA's modality and length grouping,
            grouping by length, packing
-gpu        tokens/s, peak memory and MFU of the 7B shape with random weights, LoRA (rank 128) and all of the language
-           model; MFU counts 6 flops a trained weight and token, 4 where a weight is frozen, against --peak_tflops
+train      the recipe's trainer on the 7B shape with random weights: tokens/s, peak memory and MFU with LoRA (rank 128)
+           on one GPU, and of all of the language model under `ds_configs/zero3_offload.json`, whose optimizer takes 110
+           GiB of the machine's own memory
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
+from hf_medvlm.collators.chat import ChatCollator
 from hf_medvlm.collators.templates import END_TOKEN, SYSTEM, encode_conversations
-from hf_medvlm.data.chat import ASSISTANT, HUMAN, IMAGE, PROMPTS, Turn
+from hf_medvlm.data.chat import ASSISTANT, HUMAN, IMAGE, PROMPTS, Turn, from_llava
+from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.labels import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from hf_medvlm.models.llava_tiny import train_chat_tokenizer
+from hf_medvlm.models.llava import LlavaReporter, LlavaReporterConfig
+from hf_medvlm.models.llava_tiny import make_processor, train_chat_tokenizer
+from hf_medvlm.training.callbacks import peak_memory_mb
+from hf_medvlm.training.chatting import ChatTrainer, add_reporter_lora
+from hf_medvlm.training.llava_arguments import ChatModelArguments, ChatTrainingArguments
 from hf_medvlm.training.sampling import group_by_modality_and_length
+
+# way to train -> (what trains, DeepSpeed file)
+KINDS = {"LoRA": ("projector+lora", None), "ZeRO-3, offload": ("projector+llm", "zero3_offload.json")}
+# CLIP ViT-L/14's, and what --small has in their place and the language model's
+CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+CLIP |= {"num_attention_heads": 16, "projection_dim": 768}
+SMALL = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 SENTENCES = (
     "The heart size and mediastinal contours are within normal limits.",
@@ -118,61 +139,128 @@ def measure_padding(tokenizer: PreTrainedTokenizerBase, count: int, size: int = 
         print(f"padding   {name}: " + ", ".join(f"{way} {share:.1%}" for way, share in shares.items()))
 
 
-def time_gpu(steps: int, batch: int, text_tokens: int, peak_tflops: float) -> None:
-    """One GPU, random weights of the 7B shape in bfloat16, gradient checkpointing, plain SGD."""
-    from hf_medvlm.models.llava import LlavaReporter, LlavaReporterConfig
-    from hf_medvlm.training.chatting import add_reporter_lora
-    from hf_medvlm.training.llava_arguments import ChatModelArguments
+class TimedTrainer(ChatTrainer):
+    """The recipe's trainer; notes the tokens of each step and when it ended."""
 
-    for trains in ("projector+lora", "projector+llm"):
-        torch.cuda.reset_peak_memory_stats()
-        with torch.device("cuda"):
-            model = LlavaReporter._from_config(
-                LlavaReporterConfig(text_config={"model_type": "llama", "vocab_size": 32000}, trains=trains),
-                dtype=torch.bfloat16,
-            )
-        model.gradient_checkpointing_enable()
-        trained = model
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.tokens: list[int] = []
+        self.ended: list[float] = []
+
+    def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
+        # the step before this one has updated its weights by now
+        self.ended.append(self._now())
+        self.tokens.append(int(inputs["attention_mask"].sum()))
+        return super().training_step(model, inputs, *rest)
+
+    def rate(self, warm_up: int = 2) -> float:
+        """Tokens a second, padding not counted, from the end of the warm-up to the last step's update."""
+        return sum(self.tokens[warm_up:]) / (self._now() - self.ended[warm_up])
+
+    def _now(self) -> float:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+
+def flops_a_token(model: torch.nn.Module) -> int:
+    """For each weight of the language model's matrices 2 forward and 2 backward, and 2 more if it trains.
+
+    The vision tower, attention itself and what checkpointing computes anew are not counted.
+    """
+    matrices = [
+        parameter
+        for name, parameter in model.named_parameters()
+        if ("language_model" in name or "lm_head" in name) and "norm" not in name and "embed_tokens" not in name
+    ]
+    return sum((4 + 2 * p.requires_grad) * getattr(p, "ds_numel", p.numel()) for p in matrices)
+
+
+def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
+    """A few steps on made-up images and report-length conversations, in bfloat16 with gradient checkpointing."""
+    trains, file = KINDS[kind]
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = ChatTrainingArguments(
+            output_dir=f"{folder}/run",
+            deepspeed=file and str(Path(__file__).parents[1] / "ds_configs" / file),
+            max_steps=options.steps + 2,
+            per_device_train_batch_size=options.batch,
+            bf16=True,
+            gradient_checkpointing=True,
+            learning_rate=1e-5,
+            eval_strategy="no",
+            save_strategy="no",
+            logging_strategy="no",
+            dataloader_num_workers=0 if options.small else 4,
+            disable_tqdm=True,
+        )
+        tokenizer = train_chat_tokenizer([SYSTEM, *PROMPTS, *SENTENCES], vocab_size=2000)
+        sizes = SMALL if options.small else {}
+        vision = CLIP | sizes | {"image_size": 336, "patch_size": 14}
+        config = LlavaReporterConfig(
+            text_config=sizes | {"model_type": "llama"},
+            vision_config=vision,
+            image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
+            trains=trains,
+        )
+        with torch.device(arguments.device if file is None else "cpu"):
+            model = LlavaReporter._from_config(config, dtype=torch.bfloat16)
         if trains == "projector+lora":
-            trained = add_reporter_lora(model, ChatModelArguments(trains=trains), checkpointing=True)
-        weights = sum(p.numel() for p in model.model.language_model.parameters())
-        learning = sum(p.numel() for p in trained.parameters() if p.requires_grad)
-        optimizer = torch.optim.SGD([p for p in trained.parameters() if p.requires_grad], lr=1e-6)
-        ids = torch.randint(3, 31000, (batch, text_tokens + 576), device="cuda")
-        ids[:, 1:577] = model.config.image_token_id
-        labels = ids.masked_fill(ids == model.config.image_token_id, IGNORE_INDEX)
-        pixels = torch.randn(batch, 3, 336, 336, device="cuda", dtype=torch.bfloat16)
-        for step in range(steps + 3):
-            if step == 3:
-                torch.cuda.synchronize()
-                start = time.perf_counter()
-            trained(input_ids=ids, pixel_values=pixels, labels=labels).loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        torch.cuda.synchronize()
-        rate = steps * ids.numel() / (time.perf_counter() - start)
-        mfu = rate * (4 * weights + 2 * learning) / (peak_tflops * 1e12)
-        memory = torch.cuda.max_memory_allocated() / 2**30
-        print(f"gpu       {trains}: {rate:,.0f} tokens/s, {memory:.0f} GiB, MFU {mfu:.0%}")
-        del model, trained, optimizer
-        torch.cuda.empty_cache()
+            model = add_reporter_lora(model, ChatModelArguments(trains=trains), checkpointing=True)
+        records = []
+        for number, turns in enumerate(make_conversations(options.batch * arguments.max_steps, 1)):
+            noise = random.Random(number).randbytes(512 * 512)
+            Image.frombytes("L", (512, 512), noise).save(f"{folder}/{number}.png")
+            records.append(from_llava({"id": str(number), "image": f"{number}.png", "conversations": turns}))
+        trainer = TimedTrainer(
+            model=model,
+            args=arguments,
+            data_collator=ChatCollator(make_processor(tokenizer, vision["image_size"], vision["patch_size"]), folder),
+            train_dataset=StudyRows(records),
+        )
+        trainer.train()
+        rate = trainer.rate()
+    tflops = rate * flops_a_token(trainer.accelerator.unwrap_model(trainer.model)) / 1e12
+    return {"tokens": rate, "memory": peak_memory_mb() / 2**10, "tflops": tflops}
+
+
+def time_training(options: argparse.Namespace) -> None:
+    """Each way in a process of its own."""
+    for kind in KINDS:
+        ended = subprocess.run(
+            [sys.executable, __file__, "--kind", kind, *sys.argv[1:]], capture_output=True, text=True
+        )
+        if ended.returncode:
+            print(f"train     {kind}: cannot run here: {(ended.stderr.strip().splitlines() or ['killed'])[-1]}")
+            continue
+        found = json.loads(ended.stdout.splitlines()[-1])
+        share = found["tflops"] / options.peak_tflops
+        print(
+            f"train     {kind}: {found['tokens']:,.0f} tokens/s, {found['memory']:.1f} GiB, "
+            f"{found['tflops']:.3g} TFLOP/s, MFU {share:.1%}",
+            flush=True,
+        )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2048, help="conversations")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps on a GPU")
+    parser.add_argument("--steps", type=int, default=10, help="timed steps of training, after two that are not")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--text_tokens", type=int, default=256)
     parser.add_argument("--peak_tflops", type=float, default=989, help="dense bfloat16 of the GPU (H100 SXM: 989)")
+    parser.add_argument("--small", action="store_true", help="train a tiny model, here: to try that part without a GPU")
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.kind:
+        print(json.dumps(train(options.kind, options)))
+        return
     tokenizer = train_chat_tokenizer([SYSTEM, *PROMPTS, *SENTENCES], vocab_size=2000)
     time_tokenising(tokenizer, options.count)
     measure_padding(tokenizer, options.count)
-    if torch.cuda.is_available():
-        time_gpu(options.steps, options.batch, options.text_tokens, options.peak_tflops)
+    if torch.cuda.is_available() or options.small:
+        time_training(options)
     else:
-        print("gpu       none here: tokens/s, memory and MFU are not measured")
+        print("train     no GPU here: tokens/s, memory and MFU of the 7B shape are not measured")
 
 
 if __name__ == "__main__":
