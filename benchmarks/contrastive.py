@@ -5,8 +5,8 @@ Trainer.
     python benchmarks/contrastive.py --reference_path OPEN_CLIP       # where open_clip_torch and timm are installed
     python benchmarks/contrastive.py --device cuda --batch 64 --peak_tflops 989
 
-All three start from the same weights and see the same pairs, whose texts have the length of reports. Ours pads a
-batch to its longest text, open_clip to its context of 256 tokens. The rounds of the contenders alternate in processes
+All three start from the same weights and see the same pairs, whose texts have the length of reports. Ours puts several
+texts into a row, HF's pads a batch to its longest text, open_clip to its context of 256 tokens. The rounds of the contenders alternate in processes
 of their own. Then the image side alone: variant E of the patch bottleneck, k 0.25 dropped after block 4, against A,
 with the FLOPs beside the speed.
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
 
+from hf_medvlm.models.packed_texts import read_packed
+
 # ------------------------------------------------------------------------------------------- freezing
 
 
@@ -164,8 +166,10 @@ def read(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: s
         pooling: "cls" for the first token, "mean" for the mean of the valid tokens; a tower with a trained pooling of
             its own (CLIP's end token) uses that for "cls".
     """
-    output = tower(input_ids=input_ids, attention_mask=attention_mask)
-    tokens, pooled = output.last_hidden_state, output.get("pooler_output")
+    tokens, pooled = read_packed(tower, input_ids, attention_mask), None
+    if tokens is None:
+        output = tower(input_ids=input_ids, attention_mask=attention_mask)
+        tokens, pooled = output.last_hidden_state, output.get("pooler_output")
     if pooling == "mean":
         weights = attention_mask.unsqueeze(-1).to(tokens.dtype)
         pooled = (tokens * weights).sum(1) / weights.sum(1)
