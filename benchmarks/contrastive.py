@@ -37,6 +37,8 @@ from hf_medvlm.models.patch_ib import PatchIBModel
 from hf_medvlm.models.patch_ib_config import PatchIBConfig, variant_options
 
 CONTEXT = 256
+# Steps before the clock starts: until then a process still takes memory from the system, some for longer than others.
+WARM_UP = 4
 # What --small takes, to try the script: timm's vit_tiny beside a BERT of two layers.
 SMALL_VISION = {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}
 SMALL_TEXT = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
@@ -53,7 +55,7 @@ def batches(options: argparse.Namespace) -> list[dict[str, Tensor]]:
     """Pairs with texts of 40 to 120 tokens (a findings and impression section), the same at every call."""
     generator = torch.Generator().manual_seed(0)
     made = []
-    for _ in range(options.steps + 1):
+    for _ in range(options.steps + WARM_UP):
         lengths = torch.randint(40, 121, (options.batch,), generator=generator)
         mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
         ids = torch.randint(1000, 30000, mask.shape, generator=generator) * mask
@@ -70,12 +72,14 @@ def ours(options: argparse.Namespace) -> DualEncoderModel:
 
 
 def measure(step, inputs: list, options: argparse.Namespace) -> dict[str, float]:
-    """One warm-up step, whose loss and FLOPs are kept, then the seconds of the others."""
+    """The loss and FLOPs of the first step, and the seconds of those behind the warm-up."""
     device = torch.device(options.device)
     with FlopCounterMode(display=False) as counter:
         loss = step(inputs[0])
+    for batch in inputs[1:WARM_UP]:
+        step(batch)
     times = []
-    for batch in inputs[1:]:
+    for batch in inputs[WARM_UP:]:
         start = time.perf_counter()
         step(batch)
         if device.type == "cuda":
@@ -244,7 +248,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=3, help="measured steps a round, after one that is not")
+    parser.add_argument("--steps", type=int, default=3, help=f"measured steps a round, after {WARM_UP} that are not")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reference_path", default="", help="folder that holds open_clip and timm")
     parser.add_argument("--peak_tflops", type=float, default=0.0, help="of the device in bf16, for MFU")
