@@ -6,9 +6,9 @@ Trainer.
     python benchmarks/contrastive.py --device cuda --batch 64 --peak_tflops 989
 
 All three start from the same weights and see the same pairs, whose texts have the length of reports. Ours puts several
-texts into a row, HF's pads a batch to its longest text, open_clip to its context of 256 tokens. The rounds of the contenders alternate in processes
-of their own. Then the image side alone: variant E of the patch bottleneck, k 0.25 dropped after block 4, against A,
-with the FLOPs beside the speed.
+texts into a row, HF's pads a batch to its longest text, open_clip to its context of 256 tokens. The rounds of the
+contenders alternate in processes of their own. Then the image side alone: variant E of the patch bottleneck, k 0.25
+dropped after block 4, against A, with the FLOPs beside the speed.
 
 open_clip needs torchvision: `pip install --target OPEN_CLIP --no-deps open_clip_torch timm torchvision ftfy regex
 wcwidth`.

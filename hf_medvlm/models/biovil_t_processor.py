@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
-    AutoImageProcessor,
     AutoProcessor,
     BaseImageProcessor,
     BatchFeature,
@@ -20,6 +19,9 @@ from transformers import (
     ProcessorMixin,
     TensorType,
 )
+
+# not from transformers itself, which in 5.17 wants torchvision for that name
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_medvlm.models.biovil_t_config import BioViLTConfig
 

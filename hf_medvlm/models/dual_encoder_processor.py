@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 from transformers import (
-    AutoImageProcessor,
     AutoProcessor,
     AutoTokenizer,
     CLIPImageProcessorPil,
     PreTrainedTokenizerBase,
     VisionTextDualEncoderProcessor,
 )
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_medvlm.models.convert.biomedclip import CONFIG_FILE
 from hf_medvlm.models.dual_encoder import DualEncoderConfig

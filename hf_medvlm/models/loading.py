@@ -6,9 +6,10 @@ import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
