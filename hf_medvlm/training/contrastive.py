@@ -149,10 +149,8 @@ class ContrastiveTrainer(MedVLMTrainer):
             if self._cache is None:
                 self._cache = self._fill_cache(model)
             rows, loss, terms = self._replay(model, inputs)
-        for name, term in terms.items():
-            # each micro-batch logs its share, and the Trainer divides the loss in the same way
-            share = term.detach() / len(self._micro_batches)
-            self._terms[name] = self._terms.get(name, 0) + share
+        # each micro-batch logs its share, and the Trainer divides the loss in the same way
+        self.note_terms(terms, 1 / len(self._micro_batches))
         self._scale = rows["logit_scale"].detach()
         return (loss, rows) if return_outputs else loss
 

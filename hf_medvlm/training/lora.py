@@ -128,8 +128,12 @@ def write_merged(trainer: MedVLMTrainer, folder: Path, tolerance: float = 1e-3) 
         ValueError: the logits of the merged model differ from the adapted one's by more than `tolerance`.
     """
     batch = trainer.data_collator([trainer.train_dataset[0]])
-    adapted, quantised = _gathered(trainer).eval(), is_quantised(trainer.model)
-    before = _logits(trainer.evaluation_model() if quantised else adapted, batch)
+    quantised = is_quantised(trainer.model)
+    # before its weights are taken out, after which bitsandbytes' 8-bit layers may not run any more
+    before = _logits(trainer.evaluation_model(), batch) if quantised else None
+    adapted = _gathered(trainer).eval()
+    if before is None:
+        before = _logits(adapted, batch)
     merged = adapted.merge_and_unload().eval()
     difference = (_logits(merged, batch) - before).abs().max().item()
     exact = merged.dtype == torch.float32 and not quantised

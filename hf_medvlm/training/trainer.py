@@ -85,20 +85,24 @@ class MedVLMTrainer(Trainer):
             outputs = model(**inputs, loss_denominators=num_items_in_batch)
             # The processes' gradients are averaged, and so is the logged loss; the denominators are global already.
             loss = outputs.loss * self.accelerator.num_processes
-        for name, term in (outputs.get("loss_terms") or {}).items():
-            scale = (
-                self.accelerator.num_processes if num_items_in_batch else 1 / self.current_gradient_accumulation_steps
-            )
-            self._terms[name] = self._terms.get(name, 0) + term.detach() * scale
+        scale = self.accelerator.num_processes if num_items_in_batch else 1 / self.current_gradient_accumulation_steps
+        self.note_terms(outputs.get("loss_terms") or {}, scale)
         return (loss, outputs) if return_outputs else loss
+
+    def note_terms(self, terms: dict[str, Tensor], scale: float) -> None:
+        """Keep one micro-batch's `terms`, () each, times `scale`, until the next log."""
+        if not self._terms:
+            self._terms_since = self.state.global_step
+        for name, term in terms.items():
+            self._terms[name] = self._terms.get(name, 0) + term.detach() * scale
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the named terms of the loss, averaged over the steps since the last log, as `loss/<name>`."""
         if "loss" in logs and self._terms:
-            steps = max(self.state.global_step - max(self._terms_since, self._initial_global_step), 1)
+            steps = max(self.state.global_step - self._terms_since, 1)
             for name, total in self._terms.items():
                 logs[f"loss/{name}"] = self.accelerator.reduce(total, "mean").item() / steps
-            self._terms, self._terms_since = {}, self.state.global_step
+            self._terms = {}
         super().log(logs, start_time)
 
     # -- data ----------------------------------------------------------------------------------------------------------

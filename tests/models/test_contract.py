@@ -146,7 +146,7 @@ def test_it_overfits_eight_studies_and_uses_the_image(name, family, splits, tmp_
 
 def test_killed_and_resumed_it_ends_on_the_same_weights(name, family, splits, tmp_path):
     options = {"max_steps": 6, "optim": "adamw_torch", "learning_rate": 1e-3, "per_device_train_batch_size": 3}
-    options |= {"save_strategy": "steps", "save_steps": 3}
+    options |= {"save_strategy": "steps", "save_steps": 3, "logging_steps": 2}
     whole = make_trainer(copy.deepcopy(family), splits, tmp_path, **options)
     whole.data_collator = family.collator(True)
     whole.train()
@@ -155,6 +155,10 @@ def test_killed_and_resumed_it_ends_on_the_same_weights(name, family, splits, tm
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     ended = weights(resumed.model)
     assert all(torch.equal(ended[key], value) for key, value in weights(whole.model).items())
+    for trainer in (whole, resumed):
+        for entry in trainer.state.log_history[:-1]:
+            terms = [value for key, value in entry.items() if key.startswith("loss/")]
+            assert not terms or sum(terms) == pytest.approx(entry["loss"], rel=1e-3)
 
 
 def test_bf16_and_gradient_checkpointing(name, family, splits, tmp_path):
