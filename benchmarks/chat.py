@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,8 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
             image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
             trains=trains,
         )
-        with torch.device(arguments.device if file is None else "cpu"):
+        # 7B random weights take minutes on a CPU; ZeRO-3 places its shards itself
+        with torch.device(arguments.device) if file is None else nullcontext():
             model = LlavaReporter._from_config(config, dtype=torch.bfloat16)
         if trains == "projector+lora":
             model = add_reporter_lora(model, ChatModelArguments(trains=trains), checkpointing=True)

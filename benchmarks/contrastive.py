@@ -94,13 +94,13 @@ def measure(step, inputs: list, options: argparse.Namespace) -> dict[str, float]
 
 
 def trainer_like(model: torch.nn.Module, loss_of, options: argparse.Namespace):
-    """A training step: autocast on a GPU, backward, fused AdamW as the Trainer's."""
+    """A training step: autocast with --bf16, backward, fused AdamW as the Trainer's."""
     model.to(options.device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
 
     def step(batch: dict[str, Tensor]) -> float:
         batch = {name: value.to(options.device) for name, value in batch.items()}
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
             loss = loss_of(batch)
         loss.backward()
         optimizer.step()
@@ -165,7 +165,7 @@ def run_two_tower(options: argparse.Namespace) -> dict[str, float]:
         output_dir=tempfile.mkdtemp(),
         per_device_train_batch_size=1,
         use_cpu=options.device == "cpu",
-        bf16=options.device == "cuda",
+        bf16=options.bf16,
         max_steps=1,
         learning_rate=1e-5,
         disable_tqdm=True,
@@ -173,14 +173,14 @@ def run_two_tower(options: argparse.Namespace) -> dict[str, float]:
     )
     inputs = [batch | {"return_loss": True} for batch in batches(options)]
     trainer = Trainer(model, arguments, train_dataset=inputs, data_collator=lambda rows: rows[0])
-    trainer.create_optimizer()
+    # what `Trainer.train` does first: accelerate brings the model to its device, and bfloat16 into its forward
+    model, optimizer = trainer.accelerator.prepare(trainer.model, trainer.create_optimizer())
     trainer.current_gradient_accumulation_steps = 1
-    model.to(options.device)
 
     def step(batch: dict[str, Tensor]) -> float:
         loss = trainer.training_step(model, batch)
-        trainer.optimizer.step()
-        model.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
         return loss.item()
 
     return measure(step, inputs, options)
@@ -196,7 +196,7 @@ def run_vision(options: argparse.Namespace, variant: str) -> dict[str, float]:
 
     @torch.no_grad()
     def step(batch: dict[str, Tensor]) -> float:
-        with torch.autocast(options.device, torch.bfloat16, enabled=options.device == "cuda"):
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
             return model.get_image_features(batch["pixel_values"].to(options.device)).float().mean().item()
 
     return measure(step, batches(options), options)
@@ -251,10 +251,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3, help=f"measured steps a round, after {WARM_UP} that are not")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--reference_path", default="", help="folder that holds open_clip and timm")
+    parser.add_argument("--bf16", action="store_true", help="compute in bfloat16; a GPU always does")
     parser.add_argument("--peak_tflops", type=float, default=0.0, help="of the device in bf16, for MFU")
     parser.add_argument("--small", action="store_true", help="small towers, to try the script")
     parser.add_argument("--contender", choices=CONTENDERS, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    options.bf16 = options.bf16 or options.device == "cuda"
     if options.contender:
         print(json.dumps(CONTENDERS[options.contender](options)))
         return
