@@ -39,6 +39,7 @@ from hf_medvlm.training.chatting import ChatTrainer, add_reporter_lora
 from hf_medvlm.training.llava_arguments import ChatModelArguments, ChatTrainingArguments
 from hf_medvlm.training.sampling import group_by_modality_and_length
 
+WARM_UP = 2
 # way to train -> (what trains, DeepSpeed file)
 KINDS = {"LoRA": ("projector+lora", None), "ZeRO-3, offload": ("projector+llm", "zero3_offload.json")}
 # CLIP ViT-L/14's, and what --small has in their place and the language model's
@@ -56,6 +57,10 @@ SENTENCES = (
     "No acute osseous abnormality.",
     "Opacity at the right base may represent pneumonia in the proper clinical setting.",
 )
+
+
+def make_tokenizer() -> PreTrainedTokenizerBase:
+    return train_chat_tokenizer([SYSTEM, *PROMPTS, *SENTENCES], vocab_size=2000)
 
 
 def make_conversations(count: int, rounds: int, seed: int = 0) -> list[list[Turn]]:
@@ -141,24 +146,24 @@ def measure_padding(tokenizer: PreTrainedTokenizerBase, count: int, size: int = 
 
 
 class TimedTrainer(ChatTrainer):
-    """The recipe's trainer; notes the tokens of each step and when it ended."""
+    """The recipe's trainer; counts the tokens of the steps behind the warm-up, and notes when those begin."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.tokens: list[int] = []
-        self.ended: list[float] = []
+    steps, tokens, start = 0, 0, 0.0
 
     def training_step(self, model: torch.nn.Module, inputs: dict[str, torch.Tensor], *rest: Any) -> torch.Tensor:
-        # the step before this one has updated its weights by now
-        self.ended.append(self._now())
-        self.tokens.append(int(inputs["attention_mask"].sum()))
+        if self.steps == WARM_UP:
+            self.start = self._now()
+        if self.steps >= WARM_UP:
+            self.tokens += int(inputs["attention_mask"].sum())
+        self.steps += 1
         return super().training_step(model, inputs, *rest)
 
-    def rate(self, warm_up: int = 2) -> float:
-        """Tokens a second, padding not counted, from the end of the warm-up to the last step's update."""
-        return sum(self.tokens[warm_up:]) / (self._now() - self.ended[warm_up])
+    def rate(self) -> float:
+        """Tokens a second, padding not counted, from the end of the warm-up until now."""
+        return self.tokens / (self._now() - self.start)
 
-    def _now(self) -> float:
+    @staticmethod
+    def _now() -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
@@ -184,7 +189,7 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
         arguments = ChatTrainingArguments(
             output_dir=f"{folder}/run",
             deepspeed=file and str(Path(__file__).parents[1] / "ds_configs" / file),
-            max_steps=options.steps + 2,
+            max_steps=options.steps + WARM_UP,
             per_device_train_batch_size=options.batch,
             bf16=True,
             gradient_checkpointing=True,
@@ -195,7 +200,7 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
             dataloader_num_workers=0 if options.small else 4,
             disable_tqdm=True,
         )
-        tokenizer = train_chat_tokenizer([SYSTEM, *PROMPTS, *SENTENCES], vocab_size=2000)
+        tokenizer = make_tokenizer()
         sizes = SMALL if options.small else {}
         vision = CLIP | sizes | {"image_size": 336, "patch_size": 14}
         config = LlavaReporterConfig(
@@ -247,7 +252,7 @@ def time_training(options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=2048, help="conversations")
-    parser.add_argument("--steps", type=int, default=10, help="timed steps of training, after two that are not")
+    parser.add_argument("--steps", type=int, default=10, help=f"timed steps of training, after {WARM_UP} that are not")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--peak_tflops", type=float, default=989, help="dense bfloat16 of the GPU (H100 SXM: 989)")
     parser.add_argument("--small", action="store_true", help="train a tiny model, here: to try that part without a GPU")
@@ -256,7 +261,7 @@ def main() -> None:
     if options.kind:
         print(json.dumps(train(options.kind, options)))
         return
-    tokenizer = train_chat_tokenizer([SYSTEM, *PROMPTS, *SENTENCES], vocab_size=2000)
+    tokenizer = make_tokenizer()
     time_tokenising(tokenizer, options.count)
     measure_padding(tokenizer, options.count)
     if torch.cuda.is_available() or options.small:

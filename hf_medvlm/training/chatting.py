@@ -89,9 +89,11 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
     """Model and processor: tiny ones, a LLaVA of any layout, or one assembled around a language model.
 
     Raises:
-        ValueError: a checkpoint that is neither, or whose weights do not fit.
+        ValueError: a checkpoint that is neither, or whose weights do not fit; quantised weights under ZeRO-3.
     """
     options: ChatModelArguments = args.model
+    if options.bits < 16 and is_deepspeed_zero3_enabled():
+        raise ValueError(f"--bits {options.bits}: ZeRO-3 cannot shard quantised weights; use ds_configs/zero2.json")
     set_seed(args.training.seed)  # new weights are the same in all processes, and in every run
     aspect = args.data.image_aspect_ratio
     if options.model_name_or_path is None:
@@ -119,8 +121,6 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
         )
     model.set_trainable(options.trains)
     if options.bits < 16:
-        if is_deepspeed_zero3_enabled():
-            raise ValueError(f"--bits {options.bits}: ZeRO-3 cannot shard quantised weights; use ds_configs/zero2.json")
         quantise(model, model.model.language_model, options.bits, args.training.device)
     if options.trains == "projector+lora":
         model = add_reporter_lora(model, options, args.training.gradient_checkpointing)
