@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from transformers import BlipForConditionalGeneration, Trainer, TrainingArguments
 
-from hf_medvlm.collators.captions import CaptionCollator
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
-from hf_medvlm.models.captioners import BlipCaptioner, BlipCaptionerConfig
+from hf_medvlm.families.captioners.collator import CaptionCollator
+from hf_medvlm.families.captioners.model import BlipCaptioner, BlipCaptionerConfig
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.trainer import MedVLMTrainer

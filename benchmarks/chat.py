@@ -27,17 +27,17 @@ import torch
 from PIL import Image
 from transformers import PreTrainedTokenizerBase
 
-from hf_medvlm.collators.chat import ChatCollator
-from hf_medvlm.collators.templates import END_TOKEN, SYSTEM, encode_conversations
-from hf_medvlm.data.chat import ASSISTANT, HUMAN, IMAGE, PROMPTS, Turn, from_llava
+from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, PROMPTS, Turn, from_llava
 from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.families.chat.arguments import ChatModelArguments, ChatTrainingArguments
+from hf_medvlm.families.chat.collator import ChatCollator
+from hf_medvlm.families.chat.model import LlavaReporter, LlavaReporterConfig
+from hf_medvlm.families.chat.recipe import ChatTrainer, add_reporter_lora
+from hf_medvlm.families.chat.sampling import group_by_modality_and_length
+from hf_medvlm.families.chat.templates import END_TOKEN, SYSTEM, encode_conversations
+from hf_medvlm.families.chat.tiny import make_processor, train_chat_tokenizer
 from hf_medvlm.labels import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from hf_medvlm.models.llava import LlavaReporter, LlavaReporterConfig
-from hf_medvlm.models.llava_tiny import make_processor, train_chat_tokenizer
 from hf_medvlm.training.callbacks import peak_memory_mb
-from hf_medvlm.training.chatting import ChatTrainer, add_reporter_lora
-from hf_medvlm.training.llava_arguments import ChatModelArguments, ChatTrainingArguments
-from hf_medvlm.training.sampling import group_by_modality_and_length
 
 WARM_UP = 2
 # way to train -> (what trains, DeepSpeed file)

@@ -31,10 +31,10 @@ from transformers import BertConfig, Trainer, TrainingArguments, ViTConfig
 from transformers import VisionTextDualEncoderConfig as TwoTowerConfig
 from transformers import VisionTextDualEncoderModel as TwoTowerModel
 
-from hf_medvlm.models.convert.biomedclip import to_published
-from hf_medvlm.models.dual_encoder import DualEncoderConfig, DualEncoderModel
-from hf_medvlm.models.patch_ib import PatchIBModel
-from hf_medvlm.models.patch_ib_config import PatchIBConfig, variant_options
+from hf_medvlm.families.dual_encoder.model import DualEncoderConfig, DualEncoderModel
+from hf_medvlm.families.dual_encoder.published import to_published
+from hf_medvlm.families.patch_ib.config import PatchIBConfig, variant_options
+from hf_medvlm.families.patch_ib.model import PatchIBModel
 
 CONTEXT = 256
 # Steps before the clock starts: until then a process still takes memory from the system, some for longer than others.

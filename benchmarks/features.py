@@ -20,14 +20,14 @@ from pathlib import Path
 
 import torch
 
-from hf_medvlm.collators.priors import PriorCollator, find_priors
 from hf_medvlm.data.load import load_splits
-from hf_medvlm.models.biovil_t import BioViLTModel
-from hf_medvlm.models.biovil_t_config import BioViLTConfig
-from hf_medvlm.models.biovil_t_processor import BioViLTImageProcessor, BioViLTProcessor
-from hf_medvlm.models.cxr_bert import CXRBertConfig
+from hf_medvlm.families.biovil_t.collator import PriorCollator, find_priors
+from hf_medvlm.families.biovil_t.config import BioViLTConfig
+from hf_medvlm.families.biovil_t.cxr_bert import CXRBertConfig
+from hf_medvlm.families.biovil_t.features import FeatureOptions, extract_features, features_of
+from hf_medvlm.families.biovil_t.model import BioViLTModel
+from hf_medvlm.families.biovil_t.processor import BioViLTImageProcessor, BioViLTProcessor
 from hf_medvlm.models.tiny import train_tokenizer
-from hf_medvlm.training.features import FeatureOptions, extract_features, features_of
 
 
 def main() -> None:

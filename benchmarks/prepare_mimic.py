@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from make_corpora import REAL_MIMIC, simulate_mimic, write_mimic
+from tests.make_corpora import REAL_MIMIC, simulate_mimic, write_mimic
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "prepare_data.py"
 READ = """

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from hf_medvlm.data.synthetic import make_studies
+from hf_medvlm.data.synthetic.studies import make_studies
 
 
 def main() -> None:

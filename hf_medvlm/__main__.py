@@ -39,14 +39,14 @@ def _doctor(args: argparse.Namespace) -> None:
 
 def _report(args: argparse.Namespace) -> None:
     from hf_medvlm.figures import draw_all, write_report
-    from hf_medvlm.training.hub import write_model_card
+    from hf_medvlm.sharing.hub import write_model_card
 
     for path in (*draw_all(args.folder), write_report(args.folder), write_model_card(args.folder)):
         print(path)
 
 
 def _push(args: argparse.Namespace) -> None:
-    from hf_medvlm.training.hub import files_to_push, push, write_model_card
+    from hf_medvlm.sharing.hub import files_to_push, push, write_model_card
 
     if args.dry_run:
         write_model_card(args.folder, args.repo)

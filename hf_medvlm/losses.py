@@ -387,3 +387,26 @@ def consistency(
     else:
         full, masked = (image_embeds * text_embeds).sum(-1), (masked_image_embeds * text_embeds).sum(-1)
     return (logit_scale * (full - masked)).square().mean()
+
+
+def token_losses(
+    logits: Tensor, labels: Tensor, label_smoothing: float = 0.0, ignore_index: int = -100
+) -> tuple[Tensor, Tensor]:
+    """Summed next-token cross-entropy and the number of supervised tokens, for each study.
+
+    Args:
+        logits: (B, T, vocabulary); position t predicts token t + 1.
+        labels: (B, T), `ignore_index` where nothing is supervised.
+
+    Returns:
+        nll (B,), float32; tokens (B,), int64.
+    """
+    targets = labels[:, 1:]
+    losses = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1),
+        targets.flatten(),
+        ignore_index=ignore_index,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return losses.view_as(targets).sum(1), (targets != ignore_index).sum(1)

@@ -5,13 +5,13 @@
         --dataset master.jsonl --image_folder images --output_dir features          # the published model
     torchrun --nproc_per_node 8 recipes/extract_biovil_t.py ...                     # each process writes its own shards
 
-Killed, it goes on with the same command. `hf_medvlm.training.features.read_features(folder)` reads what it wrote.
+Killed, it goes on with the same command; `hf_medvlm.families.biovil_t.features.read_features(folder)` reads its files.
 """
 
 from transformers import set_seed
 
-from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
-from hf_medvlm.training.biovil_t import (
+from hf_medvlm.families.biovil_t.features import extract_features
+from hf_medvlm.families.biovil_t.recipe import (
     EXTRACT,
     ExtractArguments,
     chosen_studies,
@@ -19,7 +19,7 @@ from hf_medvlm.training.biovil_t import (
     load_biovil_t,
     prior_collator,
 )
-from hf_medvlm.training.features import extract_features
+from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
 from hf_medvlm.training.run import load_data, run
 
 

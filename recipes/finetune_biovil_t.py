@@ -7,8 +7,8 @@
     torchrun --nproc_per_node 2 recipes/finetune_biovil_t.py
 """
 
+from hf_medvlm.families.biovil_t.recipe import DEFAULTS, TINY, BioViLTArguments, biovil_t_trainer, load_biovil_t
 from hf_medvlm.training.arguments import DataArguments, parse
-from hf_medvlm.training.biovil_t import DEFAULTS, TINY, BioViLTArguments, biovil_t_trainer, load_biovil_t
 from hf_medvlm.training.contrastive import ContrastiveArguments
 from hf_medvlm.training.run import fit, load_data, run
 

@@ -7,9 +7,9 @@
     deepspeed --num_accelerators 2 recipes/finetune_blip.py --deepspeed ds_configs/zero3.json
 """
 
-from hf_medvlm.models.captioners import BlipCaptioner
+from hf_medvlm.families.captioners.model import BlipCaptioner
+from hf_medvlm.families.captioners.recipe import DEFAULTS, TINY, CaptioningArguments, captioning_trainer, load_captioner
 from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
-from hf_medvlm.training.captioning import DEFAULTS, TINY, CaptioningArguments, captioning_trainer, load_captioner
 from hf_medvlm.training.run import fit, load_data, run
 
 

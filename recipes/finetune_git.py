@@ -7,9 +7,15 @@
     deepspeed --num_accelerators 2 recipes/finetune_git.py --deepspeed ds_configs/zero3.json
 """
 
-from hf_medvlm.models.captioners import GitCaptioner
+from hf_medvlm.families.captioners.model import GitCaptioner
+from hf_medvlm.families.captioners.recipe import (
+    DEFAULTS,
+    TINY_GIT,
+    CaptioningArguments,
+    captioning_trainer,
+    load_captioner,
+)
 from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
-from hf_medvlm.training.captioning import DEFAULTS, TINY_GIT, CaptioningArguments, captioning_trainer, load_captioner
 from hf_medvlm.training.run import fit, load_data, run
 
 

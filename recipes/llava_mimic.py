@@ -11,9 +11,7 @@
 
 import sys
 
-from hf_medvlm.training.arguments import parse
-from hf_medvlm.training.chatting import chat_trainer, load_conversations, load_reporter
-from hf_medvlm.training.llava_arguments import (
+from hf_medvlm.families.chat.arguments import (
     DEFAULTS,
     TINY,
     ChatDataArguments,
@@ -21,6 +19,8 @@ from hf_medvlm.training.llava_arguments import (
     ChatTrainingArguments,
     modernise_llava,
 )
+from hf_medvlm.families.chat.recipe import chat_trainer, load_conversations, load_reporter
+from hf_medvlm.training.arguments import parse
 from hf_medvlm.training.run import fit, run
 
 

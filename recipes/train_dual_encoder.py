@@ -11,10 +11,16 @@
 `--contrastive_batch_size 1024 --per_device_train_batch_size 16` gives the gradient of 1,024 pairs in the memory of 16.
 """
 
-from hf_medvlm.models.dual_encoder import DualEncoderModel
+from hf_medvlm.families.dual_encoder.model import DualEncoderModel
+from hf_medvlm.families.dual_encoder.recipe import (
+    DEFAULTS,
+    TINY,
+    PairArguments,
+    dual_encoder_trainer,
+    load_dual_encoder,
+)
 from hf_medvlm.training.arguments import DataArguments, parse
 from hf_medvlm.training.contrastive import ContrastiveArguments
-from hf_medvlm.training.pairing import DEFAULTS, TINY, PairArguments, dual_encoder_trainer, load_dual_encoder
 from hf_medvlm.training.run import fit, load_data, run
 
 

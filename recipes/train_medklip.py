@@ -7,8 +7,7 @@
     torchrun --nproc_per_node 2 recipes/train_medklip.py
 """
 
-from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
-from hf_medvlm.training.medklip import (
+from hf_medvlm.families.medklip.recipe import (
     DEFAULTS,
     TINY,
     MedKlipArguments,
@@ -16,6 +15,7 @@ from hf_medvlm.training.medklip import (
     medklip_trainer,
     prepare_findings,
 )
+from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
 from hf_medvlm.training.run import fit, load_data, run
 
 

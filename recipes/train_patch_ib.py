@@ -8,12 +8,12 @@
     torchrun --nproc_per_node 2 recipes/train_patch_ib.py --variant G --contrastive_batch_size 1024
 """
 
-from hf_medvlm.models.patch_ib import PatchIBModel
+from hf_medvlm.families.dual_encoder.recipe import DEFAULTS, dual_encoder_trainer, load_dual_encoder
+from hf_medvlm.families.patch_ib.evaluation import PatchEvaluation
+from hf_medvlm.families.patch_ib.model import PatchIBModel
+from hf_medvlm.families.patch_ib.recipe import TINY, PatchArguments
 from hf_medvlm.training.arguments import DataArguments, parse
-from hf_medvlm.training.bottleneck import TINY, PatchArguments
 from hf_medvlm.training.contrastive import ContrastiveArguments
-from hf_medvlm.training.evaluation_patches import PatchEvaluation
-from hf_medvlm.training.pairing import DEFAULTS, dual_encoder_trainer, load_dual_encoder
 from hf_medvlm.training.run import fit, load_data, run
 
 

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from pathlib import Path
 
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-importlib.import_module("evaluate")  # the library, before a test puts recipes/ with its evaluate.py on the path
-sys.path.insert(0, str(Path(__file__).parent))  # tests/families.py and the other helpers of the tests
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from hf_medvlm.data.load import Splits
+from hf_medvlm.evaluation.base import Evaluation
 from hf_medvlm.models.tiny import train_tokenizer
-from hf_medvlm.training.evaluation import Evaluation
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 SIZE = 32
@@ -33,8 +33,8 @@ class Family:
 
 
 def captioner(model_class: type, splits: Splits) -> Family:
-    from hf_medvlm.collators.captions import CaptionCollator
-    from hf_medvlm.training.evaluation_text import TextEvaluation
+    from hf_medvlm.evaluation.text import TextEvaluation
+    from hf_medvlm.families.captioners.collator import CaptionCollator
 
     tokenizer = train_tokenizer([study.text() for study in splits.train], vocab_size=300)
     processor = model_class.tiny_processor(tokenizer, SIZE)
@@ -50,25 +50,25 @@ def captioner(model_class: type, splits: Splits) -> Family:
 
 
 def blip(splits: Splits) -> Family:
-    from hf_medvlm.models.captioners import BlipCaptioner
+    from hf_medvlm.families.captioners.model import BlipCaptioner
 
     return captioner(BlipCaptioner, splits)
 
 
 def git(splits: Splits) -> Family:
-    from hf_medvlm.models.captioners import GitCaptioner
+    from hf_medvlm.families.captioners.model import GitCaptioner
 
     return captioner(GitCaptioner, splits)
 
 
 def dual_encoder(splits: Splits, variant: str = "") -> Family:
     from hf_medvlm.collators.pairs import PairCollator
-    from hf_medvlm.models.dual_encoder import DualEncoderModel
-    from hf_medvlm.models.dual_encoder_processor import build_processor
-    from hf_medvlm.models.patch_ib import PatchIBModel
-    from hf_medvlm.models.patch_ib_config import variant_options
+    from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
+    from hf_medvlm.families.dual_encoder.model import DualEncoderModel
+    from hf_medvlm.families.dual_encoder.processor import build_processor
+    from hf_medvlm.families.patch_ib.config import variant_options
+    from hf_medvlm.families.patch_ib.model import PatchIBModel
     from hf_medvlm.training.contrastive import ContrastiveTrainer
-    from hf_medvlm.training.evaluation_retrieval import RetrievalEvaluation
 
     tokenizer = train_tokenizer([study.text() for study in splits.train], vocab_size=300)
     processor = build_processor(tokenizer, SIZE)
@@ -89,11 +89,11 @@ def patch_ib(splits: Splits) -> Family:
 
 
 def llava(splits: Splits) -> Family:
-    from hf_medvlm.collators.chat import ChatCollator
-    from hf_medvlm.collators.templates import SYSTEM
-    from hf_medvlm.data.chat import PROMPTS, ChatOptions
-    from hf_medvlm.models.llava_tiny import make_processor, tiny_reporter, train_chat_tokenizer
-    from hf_medvlm.training.evaluation_chat import ChatEvaluation
+    from hf_medvlm.data.conversations import PROMPTS, ChatOptions
+    from hf_medvlm.families.chat.collator import ChatCollator
+    from hf_medvlm.families.chat.evaluation import ChatEvaluation
+    from hf_medvlm.families.chat.templates import SYSTEM
+    from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
 
     reports = [study.text() for study in splits.train]
     tokenizer = train_chat_tokenizer([SYSTEM, *reports], vocab_size=600)
@@ -109,11 +109,11 @@ def llava(splits: Splits) -> Family:
 
 
 def biovil_t(splits: Splits) -> Family:
-    from hf_medvlm.collators.priors import PriorCollator, find_priors
-    from hf_medvlm.models.biovil_t import BioViLTModel
-    from hf_medvlm.models.biovil_t_processor import BioViLTImageProcessor, BioViLTProcessor
+    from hf_medvlm.families.biovil_t.collator import PriorCollator, find_priors
+    from hf_medvlm.families.biovil_t.evaluation import BioViLTEvaluation
+    from hf_medvlm.families.biovil_t.model import BioViLTModel
+    from hf_medvlm.families.biovil_t.processor import BioViLTImageProcessor, BioViLTProcessor
     from hf_medvlm.training.contrastive import ContrastiveTrainer
-    from hf_medvlm.training.evaluation_biovil_t import BioViLTEvaluation
 
     tokenizer = train_tokenizer([study.text() for study in splits.train], vocab_size=300)
     processor = BioViLTProcessor(BioViLTImageProcessor(SIZE, SIZE), tokenizer)
@@ -138,11 +138,11 @@ def biovil_t(splits: Splits) -> Family:
 def medklip(splits: Splits) -> Family:
     from transformers import ViTImageProcessorPil
 
-    from hf_medvlm.collators.findings import FindingsCollator
+    from hf_medvlm.families.medklip.collator import FindingsCollator
+    from hf_medvlm.families.medklip.descriptions import describe, hashed_embeddings, position_prompts
+    from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation
+    from hf_medvlm.families.medklip.model import MedKlipModel
     from hf_medvlm.labels import MEDKLIP_POSITIONS
-    from hf_medvlm.models.descriptions import describe, hashed_embeddings, position_prompts
-    from hf_medvlm.models.medklip import MedKlipModel
-    from hf_medvlm.training.evaluation_medklip import MedKlipEvaluation
 
     names = ("effusion", "cardiomegaly", "pneumothorax", "fracture")
     processor = ViTImageProcessorPil(size={"height": SIZE, "width": SIZE})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hf_medvlm.data.findings import label_report
+from hf_medvlm.language.findings import label_report
 
 SENTENCES = {
     "Pleural Effusion": ("There is a small left pleural effusion.", "No pleural effusion."),

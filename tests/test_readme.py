@@ -249,7 +249,7 @@ def known_options() -> set[str]:
     from hf_medvlm.training.legacy import RENAMED
 
     found = set()
-    for path in sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "hf_medvlm" / "training").glob("*.py")):
+    for path in sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "hf_medvlm").rglob("*.py")):
         found |= set(re.findall(r"^    (\w+): [^=\n]+= option\(", path.read_text(), re.MULTILINE))
     found |= set(arguments.MedVLMArguments.__dataclass_fields__) | set(RENAMED) | {"config", "public", "num_processes"}
     for corpus in _parser("")[1].values():

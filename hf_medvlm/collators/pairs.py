@@ -13,9 +13,9 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from hf_medvlm.collators.pixels import read_pixels
-from hf_medvlm.data.reports import sentences
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
+from hf_medvlm.language.sections import sentences
 
 
 def same_text(text: str) -> str:

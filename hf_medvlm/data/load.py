@@ -16,7 +16,7 @@ from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.data.sources.table import read_table
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study, read_jsonl
-from hf_medvlm.data.synthetic import GENERATOR, make_studies
+from hf_medvlm.data.synthetic.studies import GENERATOR, make_studies
 from hf_medvlm.labels import SPLITS
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from hf_medvlm.data.chat import to_llava, with_conversations
+from hf_medvlm.data.conversations import to_llava, with_conversations
 from hf_medvlm.data.convert_images import convert_images
 from hf_medvlm.data.files import atomic_open, write_json
-from hf_medvlm.data.findings import label_report
 from hf_medvlm.data.prepare_options import read_corpus
 from hf_medvlm.data.quality import (
     apply_label_policy,
@@ -37,6 +36,7 @@ from hf_medvlm.data.sources.mimic_cxr import MimicTables, load_studies, read_tab
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study
 from hf_medvlm.data.summary import Tally, summarise, tally, to_csv, to_markdown
+from hf_medvlm.language.findings import label_report
 
 BLOCK = 2000
 """Studies of MIMIC-CXR that a worker takes at a time; a corpus of fewer than two blocks needs no workers."""

@@ -13,9 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.findings import Triplet, positions_of, term_of
-from hf_medvlm.data.negation import ABSENT, PRESENT, UNCERTAIN
 from hf_medvlm.data.study import Study
+from hf_medvlm.language.findings import Triplet, positions_of, term_of
+from hf_medvlm.language.negation import ABSENT, PRESENT, UNCERTAIN
 
 OBSERVATIONS = {
     "OBS-DP": PRESENT,
@@ -41,7 +41,7 @@ def run_radgraph(texts: Sequence[str], model: str = "modern-radgraph-xl") -> lis
     except ImportError as error:
         raise ImportError(
             "the radgraph package is needed for this: pip install 'hf_medvlm[radgraph]', or use "
-            "hf_medvlm.data.findings.extract_triplets, which needs nothing"
+            "hf_medvlm.language.findings.extract_triplets, which needs nothing"
         ) from error
     found = triplets_from_radgraph(RadGraph(model=model)(list(texts)))
     return [found[str(number)] for number in range(len(texts))]

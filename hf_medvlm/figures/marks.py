@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from hf_medvlm.data.findings import label_report
-from hf_medvlm.data.reports import sentences
+from hf_medvlm.language.findings import label_report
+from hf_medvlm.language.sections import sentences
 
 RELATIONS = ("contradict", "missed", "added", "unsure", "agree")
 """Worst first. `unsure`: one side is uncertain and the other is not."""

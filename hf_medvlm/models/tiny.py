@@ -8,8 +8,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 TINY_PATCH = 16
@@ -60,15 +58,3 @@ def train_tokenizer(
         clean_up_tokenization_spaces=True,
         **SPECIAL_TOKENS,
     )
-
-
-def sine_positions(grid: int, width: int) -> Tensor:
-    """Position embeddings (grid * grid, width) of a square grid, row by row: sines and cosines of both coordinates.
-
-    A tiny vision tower that starts from these finds out where it looks in a fraction of the steps. The two-dimensional
-    form of Vaswani et al. 2017 (section 3.5), as in He et al. 2022, "MAE".
-    """
-    rates = 100.0 ** (-torch.arange(width // 4) / (width // 4))  # wavelengths up to some 600 patches
-    rows, columns = torch.meshgrid(torch.arange(grid), torch.arange(grid), indexing="ij")
-    angles = [axis.flatten()[:, None] * rates for axis in (rows, columns)]
-    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)

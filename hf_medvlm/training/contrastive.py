@@ -24,9 +24,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_medvlm.data.rows import StudyRows
-from hf_medvlm.models.dual_encoder import check_contrast, gather_rows
+from hf_medvlm.evaluation.base import Scores
+from hf_medvlm.models.contrast import check_contrast, gather_rows
 from hf_medvlm.training.arguments import MedVLMArguments, option
-from hf_medvlm.training.evaluation import Scores
 from hf_medvlm.training.schedule import TellStep, parameter_groups, staged_schedule
 from hf_medvlm.training.trainer import MedVLMTrainer
 

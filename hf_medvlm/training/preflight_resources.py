@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from hf_medvlm.data.load import Splits
+from hf_medvlm.sharing.hub import check_may_be_public, names_to_push, why_hub_unreachable
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.deepspeed import read_deepspeed
-from hf_medvlm.training.hub import check_may_be_public, names_to_push, why_hub_unreachable
 
 if TYPE_CHECKING:
     from hf_medvlm.training.trainer import MedVLMTrainer

@@ -21,8 +21,8 @@ from hf_medvlm import __version__
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.evaluation.base import Scores, without_nan
 from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
-from hf_medvlm.training.evaluation import Scores, without_nan
 from hf_medvlm.training.folders import RUN_FILE, last_checkpoint
 from hf_medvlm.training.lora import is_adapted, write_merged
 from hf_medvlm.training.preflight import preflight
@@ -128,8 +128,8 @@ def finish(folder: Path, args: SimpleNamespace) -> None:
     """Everything that is made from the saved results alone: figures, report page, model card; and the push."""
     from hf_medvlm.figures import draw_all
     from hf_medvlm.figures.report import write_report
-    from hf_medvlm.training.hub import push, write_model_card
-    from hf_medvlm.training.trackers import send_figures
+    from hf_medvlm.sharing.hub import push, write_model_card
+    from hf_medvlm.sharing.trackers import send_figures
 
     training = args.training
     draw_all(folder)

@@ -26,9 +26,9 @@ from tqdm import tqdm
 from transformers import Trainer
 
 from hf_medvlm.data.rows import Row, StudyRows
+from hf_medvlm.evaluation.base import Evaluation, Scores, without_nan
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
-from hf_medvlm.training.evaluation import Evaluation, Scores, without_nan
 
 
 class MedVLMTrainer(Trainer):

@@ -6,8 +6,8 @@ import torch
 from families import build
 
 from hf_medvlm.collators.pairs import pair_id, same_text
-from hf_medvlm.data.reports import sentences
 from hf_medvlm.data.rows import Row
+from hf_medvlm.language.sections import sentences
 
 
 def test_equal_reports_have_equal_ids_whatever_their_case_and_spaces():

@@ -9,11 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from make_corpora import write_image
+from PIL import Image
 
 from hf_medvlm.data.convert_images import convert_images
 from hf_medvlm.data.images import open_radiograph

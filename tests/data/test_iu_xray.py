@@ -1,14 +1,10 @@
 """IU X-ray in its three layouts, made up and real."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from make_corpora import SENTENCES, iu_xml, make_iu_kaggle, make_open_i, make_r2gen
 
 from hf_medvlm.data.quality import check_studies, drop_broken_images

@@ -2,14 +2,10 @@
 
 import gzip
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from make_corpora import SENTENCES, MimicStudy, append_rows, make_mimic, mimic_report, simulate_mimic, write_mimic
 
 from hf_medvlm.data.quality import check_studies, drop_broken_images

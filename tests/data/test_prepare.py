@@ -14,15 +14,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pytest
-from PIL import Image
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
-
 import make_corpora
 import prepare_data
+import pytest
 from make_corpora import SENTENCES, make_iu_kaggle, make_mimic, make_open_i, make_r2gen, make_roco
+from PIL import Image
 
 import hf_medvlm.data.prepare
 from hf_medvlm.data.load import load_splits

@@ -6,8 +6,8 @@ import types
 
 import pytest
 
-from hf_medvlm.data.findings import extract_triplets
 from hf_medvlm.data.radgraph import read_radgraph, run_radgraph, triplets_from_radgraph
+from hf_medvlm.language.findings import extract_triplets
 
 LONG = {
     "OBS-DP": "Observation::definitely present",

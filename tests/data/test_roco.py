@@ -1,13 +1,8 @@
 """ROCO in the repository's layout and in Kaggle's."""
 
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from make_corpora import ROCO_CAPTIONS, make_roco
 
 from hf_medvlm.data.sources.roco import is_chest_radiograph, load_roco

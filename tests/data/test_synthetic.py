@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hf_medvlm.data import synthetic
-from hf_medvlm.data.findings import label_report
-from hf_medvlm.data.phantom_chest import Anatomy, Exposure
-from hf_medvlm.data.phantom_signs import DRAW, ZONES, Sign
-from hf_medvlm.data.phantoms import frontal, lateral
 from hf_medvlm.data.study import Study, read_jsonl
-from hf_medvlm.data.synthetic import make_studies, phantom
-from hf_medvlm.data.synthetic_reports import GRADED
+from hf_medvlm.data.synthetic import studies as synthetic
+from hf_medvlm.data.synthetic.chest import Anatomy, Exposure
+from hf_medvlm.data.synthetic.phantoms import frontal, lateral
+from hf_medvlm.data.synthetic.reports import GRADED
+from hf_medvlm.data.synthetic.signs import DRAW, ZONES, Sign
+from hf_medvlm.data.synthetic.studies import make_studies, phantom
 from hf_medvlm.labels import CHEXPERT_14
+from hf_medvlm.language.findings import label_report
 
 SIZE = 96
 

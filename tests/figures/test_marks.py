@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hf_medvlm.data.findings import label_report
 from hf_medvlm.figures.marks import agreement, compare, mark, relation
+from hf_medvlm.language.findings import label_report
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from hf_medvlm.models.tiny import sine_positions, train_tokenizer
+from hf_medvlm.models.positions import mae_positions
+from hf_medvlm.models.tiny import train_tokenizer
 
 TEXTS = ["No pleural effusion.", "Small left pleural effusion, new.", "Heart size is normal."]
 CODE = f"from hf_medvlm.models.tiny import *; print(sorted(train_tokenizer({TEXTS!r}).get_vocab().items()))"
@@ -40,7 +41,7 @@ def test_no_text_is_an_error():
 
 
 def test_positions_differ_from_each_other_and_are_near_where_the_patches_are():
-    positions = sine_positions(6, 32)
+    positions = mae_positions(6, 32)
     assert positions.shape == (36, 32)
     distances = torch.cdist(positions, positions)
     assert (distances + torch.eye(36) > 0.1).all()

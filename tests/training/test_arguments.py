@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from hf_medvlm.families.captioners.recipe import CaptioningArguments
 from hf_medvlm.training import legacy
 from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
-from hf_medvlm.training.captioning import CaptioningArguments
 from hf_medvlm.training.folders import choose_output_dir, last_checkpoint
 
 GROUPS = {"data": DataArguments, "model": CaptioningArguments, "training": MedVLMArguments}

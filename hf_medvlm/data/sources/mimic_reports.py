@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from hf_medvlm.data.reports import select_sections
+from hf_medvlm.language.sections import select_sections
 
 _REPORT = re.compile(r"(?:.*/)?s(\d{8})\.txt")
 _BREAK = re.compile(r"\n\s*\n|\n\s*(?=(?:\(?\d{1,2}[.)]|[-*\u2022])\s)")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_medvlm.data.chat import ASSISTANT, HUMAN, IMAGE, TURNS, turns_of
+from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, TURNS, turns_of
 from hf_medvlm.data.study import Study, StudyImage
 
 NEEDED = ("image", "question", "answer", "answer_type")

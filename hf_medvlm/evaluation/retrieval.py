@@ -1,0 +1,189 @@
+"""Evaluation of models that put radiographs and reports into one space: retrieval, zero-shot findings, a linear probe.
+
+Retrieval is over the whole split, never within batches. Headline: `combined`, 0.7 x mean recall + 0.3 x AUC, both in
+percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hf_medvlm.collators.pairs import PairCollator, pair_id, same_text
+from hf_medvlm.data.rows import Row, StudyRows
+from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.evaluation.probe import probe_scores
+from hf_medvlm.evaluation.prompts import prompts_for
+from hf_medvlm.labels import CHEXPERT_14
+from hf_medvlm.metrics.findings import KINDS, PROTOCOL, confusion, finding_scores, label_matrix, roc_curve
+from hf_medvlm.metrics.intervals import bootstrap_interval
+from hf_medvlm.metrics.retrieval import CUTOFFS, query_scores, retrieval_scores
+from hf_medvlm.metrics.retrieval import PROTOCOL as RETRIEVAL_PROTOCOL
+
+LOSS_BLOCK = 64  # pairs that one evaluation loss tells apart, in the order of the split, whatever the batch size
+RETRIEVAL_WEIGHT, AUC_WEIGHT = 0.7, 0.3
+
+
+@dataclass
+class RetrievalEvaluation(Evaluation):
+    """Scores a dual encoder of any kind.
+
+    Args:
+        collator: with `training=False`.
+        model: whose `loss_terms_of` gives the evaluation loss (it reads the config alone).
+        findings: what zero-shot prompts and the probe tell; findings without both classes in the split come out as NaN.
+        probe_rows: training studies that the linear probe learns from; None for no probe. The trainer fills
+            `probe_outputs` with their features before each scoring.
+    """
+
+    collator: PairCollator
+    model: nn.Module
+    findings: Sequence[str] = CHEXPERT_14
+    probe_rows: StudyRows | None = None
+    probe_outputs: dict[str, list[np.ndarray]] | None = None
+    _prompts: Tensor | None = field(default=None, init=False, repr=False)
+    _gflops: float = field(default=float("nan"), init=False)
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        return self.collator(rows)
+
+    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        output = model(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")})
+        if self._prompts is None:
+            self._prompts = self._embed_prompts(model, output.image_embeds.device)
+            self._gflops = image_gflops(model, batch["pixel_values"][:1])
+        return self.tensors(model, output, batch)
+
+    def tensors(self, model: nn.Module, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """Embeddings (B, D), the loss's scalars (B,) each, and `zero_shot` (B, C): the margin of present over
+        absent.
+        """
+        scalars = {n: v.expand(len(output.image_embeds)) for n, v in output.representations.items() if not v.dim()}
+        sides = torch.einsum("bd,csd->bcs", output.image_embeds, self._prompts.to(output.image_embeds))
+        return {
+            "image_embeds": output.image_embeds,
+            "text_embeds": output.text_embeds,
+            "zero_shot": (sides[..., 0] - sides[..., 1]) * output.representations["logit_scale"],
+            **{f"scalar/{name}": value for name, value in scalars.items()},
+        }
+
+    def _embed_prompts(self, model: nn.Module, device: torch.device) -> Tensor:
+        """(C, 2, D): for and against each finding, the normalised mean of its sentences' embeddings."""
+        sides = [side for finding in self.findings for side in prompts_for(finding)]
+        tokens = self.collator.tokenize([text for side in sides for text in side])
+        features = model.get_text_features(**{name: value.to(device) for name, value in tokens.items()}).float()
+        means = [part.mean(0) for part in features.split([len(side) for side in sides])]
+        return F.normalize(torch.stack(means), dim=-1).view(len(self.findings), 2, -1)
+
+    def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
+        self._prompts = None  # the next evaluation has other weights
+        images, texts = np.stack(outputs["image_embeds"]), np.stack(outputs["text_embeds"])
+        reports = [self.collator.text(study) for study in studies]
+        groups = [same_text(report) for report in reports]
+        patients = [study.patient_id for study in studies]
+        retrieval, queries = retrieval_scores(images, texts, groups), query_scores(images, texts, groups)
+        chance = {name: retrieval.pop(name) for name in list(retrieval) if name.startswith("chance_")}
+        ways = [f"{way}_{name}" for way in ("i2t", "t2i") for name in ("median_rank", "mrr", *_RECALLS)]
+        random = {way: chance["chance_" + way[4:]] for way in ways}
+        random["mean_recall"] = float(np.mean([random[f"i2t_{name}"] for name in _RECALLS]))
+        scores = Scores(metrics=retrieval, n=len(studies), baselines={"random_order": random})
+        scores.intervals = {name: bootstrap_interval(queries[name], patients) for name in ways if name in queries}
+        gallery = {"gallery": retrieval["gallery_size"], "unique": retrieval["unique_texts"]}
+        scores.protocol["retrieval"] = RETRIEVAL_PROTOCOL.format(**gallery)
+        self._score_findings(scores, np.stack(outputs["zero_shot"]), studies)
+        if self.probe_outputs is not None:
+            self._score_probe(scores, images, studies)
+        auc = scores.metrics.get("probe_auc", scores.metrics["zero_shot_auc"])
+        weighted = [(RETRIEVAL_WEIGHT, retrieval["mean_recall"]), (AUC_WEIGHT, auc)]
+        known = [(weight, 100 * value) for weight, value in weighted if not np.isnan(value)]
+        scores.metrics["combined"] = sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
+        scores.protocol["combined"] = "0.7 x mean_recall + 0.3 x probe_auc (else zero_shot_auc), in percent"
+        scores.metrics["loss"] = self._loss(outputs, reports)
+        scores.protocol["loss"] = f"contrastive term, mean over blocks of {LOSS_BLOCK} pairs in the order of the split"
+        scores.metrics["gflops"] = self._gflops
+        scores.protocol["gflops"] = "multiply-adds counted twice, of one image through the image side"
+        scores.metrics["temperature"] = 1 / float(outputs["scalar/logit_scale"][0])
+        scores.predictions = [
+            {
+                "study_id": study.study_id,
+                "patient_id": study.patient_id,
+                "images": [image.path for image in study.images],
+                "reference": report,
+                "scores": {name: float(queries[name][i]) for name in ("i2t_rank", "t2i_rank")},
+                "findings_reference": dict(study.labels),
+                "zero_shot": dict(zip(self.findings, outputs["zero_shot"][i].tolist(), strict=True)),
+                "boxes": [
+                    {"image": b.image, "phrase": b.phrase, "xywh": list(b.xywh), "finding": b.finding}
+                    for b in study.boxes
+                ],
+            }
+            for i, (study, report) in enumerate(zip(studies, reports, strict=True))
+        ]
+        return scores
+
+    def _score_findings(self, scores: Scores, margins: np.ndarray, studies: list[Study]) -> None:
+        labels = label_matrix([study.labels for study in studies], self.findings)
+        found = finding_scores(margins, labels, self.findings, thresholds=0.0)
+        scores.metrics |= {f"zero_shot_{kind}": found[f"mean_{kind}"] for kind in KINDS}
+        scores.metrics |= {name: value for name, value in found.items() if name.startswith("auc/")}
+        scores.protocol["zero_shot"] = (
+            f"present where the image is nearer to the sentences for than against; uncertain left out; {PROTOCOL}"
+        )
+        more_present = np.nansum(labels - 0.5, axis=0) > 0
+        majority = np.broadcast_to(np.where(more_present, 1.0, -1.0), labels.shape)
+        majority = finding_scores(majority, labels, self.findings, thresholds=0.0)
+        scores.baselines["majority_label"] = {f"zero_shot_{kind}": majority[f"mean_{kind}"] for kind in KINDS}
+        scores.figures["per_finding"] = {
+            name: {kind: found[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in self.findings
+        }
+        columns = dict(zip(self.findings, zip(margins.T, labels.T, strict=True), strict=True))
+        scores.figures["roc"] = {name: roc_curve(*column) for name, column in columns.items()}
+        scores.figures["confusion"] = {
+            name: {"labels": ["absent", "present"], "matrix": confusion(margin > 0, label).tolist()}
+            for name, (margin, label) in columns.items()
+        }
+
+    def _score_probe(self, scores: Scores, images: np.ndarray, studies: list[Study]) -> None:
+        learnt_from = np.stack(self.probe_outputs["image_embeds"])
+        train = label_matrix([study.labels for study in self.probe_rows.studies], self.findings)
+        test = label_matrix([study.labels for study in studies], self.findings)
+        found = finding_scores(probe_scores(learnt_from, train, images), test, self.findings)
+        scores.metrics |= {"probe_auc": found["mean_auc"], "probe_ap": found["mean_ap"]}
+        scores.protocol["probe"] = (
+            f"logistic regression on the image embeddings of {len(train)} training studies, one a finding; {PROTOCOL}"
+        )
+        for name, row in scores.figures["per_finding"].items():
+            row |= {"probe_auc": found[f"auc/{name}"], "probe_ap": found[f"ap/{name}"]}
+
+    def _loss(self, outputs: dict[str, list[np.ndarray]], reports: list[str]) -> float:
+        """The mean contrastive loss over blocks of the split; a last block of one pair is left out."""
+        rows = {name: torch.from_numpy(np.stack(outputs[name])) for name in ("image_embeds", "text_embeds")}
+        rows["pair_ids"] = torch.tensor([pair_id(report) for report in reports])
+        scalars = {n[7:]: torch.tensor(float(v[0])) for n, v in outputs.items() if n.startswith("scalar/")}
+        total, counted = 0.0, 0
+        for start in range(0, len(reports), LOSS_BLOCK):
+            block = {name: value[start : start + LOSS_BLOCK] for name, value in rows.items()}
+            count = len(block["pair_ids"])
+            if count > 1:
+                total += count * self.model.contrast(block | scalars).item()
+                counted += count
+        return total / counted if counted else float("nan")
+
+
+@torch.no_grad()
+def image_gflops(model: nn.Module, pixel_values: Tensor) -> float:
+    """Billions of floating-point operations to embed `pixel_values` (1, 3, H, W)."""
+    with FlopCounterMode(display=False) as counter:
+        model.get_image_features(pixel_values)
+    return counter.get_total_flops() / 1e9
+
+
+_RECALLS = tuple(f"recall@{k}" for k in CUTOFFS)

@@ -1,0 +1,119 @@
+"""Evaluation of models that write: `generate()` on prompt-only batches, scored as text and by its findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from hf_medvlm.data.rows import Row
+from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.language.findings import label_report
+from hf_medvlm.metrics.findings_text import findings_f1
+from hf_medvlm.metrics.intervals import bootstrap_interval, ratio_of_sums
+from hf_medvlm.metrics.text import baseline_texts, score_texts, text_baselines
+
+STOPPED, CUT = 0, 1
+
+
+class GenerativeCollator(Protocol):
+    """What a collator of a model that writes offers."""
+
+    def __call__(self, rows: list[Row]) -> dict[str, Tensor]: ...
+
+    def prompts(self, rows: list[Row]) -> dict[str, Tensor]: ...
+
+    def target(self, study: Study) -> str: ...
+
+
+@dataclass
+class TextEvaluation(Evaluation):
+    """Loss on the reference, and scores of what the model writes by itself.
+
+    Args:
+        collator: with `training=False`.
+        tokenizer: turns generated ids into text.
+        train_reports: the training targets; the most frequent one is a baseline.
+        max_new_tokens: where generation stops if the model does not end by itself; such reports are counted.
+        num_beams: 1 is greedy.
+    """
+
+    collator: GenerativeCollator
+    tokenizer: PreTrainedTokenizerBase
+    train_reports: Sequence[str]
+    max_new_tokens: int = 128
+    num_beams: int = 1
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows)}
+
+    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`nll` and `tokens` of the reference (B,), `generated` ids (B, T) without the prompt, `cut` (B,)."""
+        output = model(**batch["loss"])
+        prompts = batch["prompts"]
+        ids = model.generate(
+            **prompts, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=False, use_cache=True
+        )
+        generated = ids[:, prompts["input_ids"].shape[1] :]
+        ended = (generated == self.tokenizer.sep_token_id) | (generated == self.tokenizer.eos_token_id)
+        cut = torch.where(ended.any(1), STOPPED, CUT)
+        return {"nll": output.nll, "tokens": output.tokens, "generated": generated, "cut": cut}
+
+    def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
+        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs["generated"]]
+        references = [self.collator.target(study) for study in studies]
+        scores = self.score_reports(texts, references, studies)
+        scores.metrics["loss"] = float(np.sum(outputs["nll"]) / max(np.sum(outputs["tokens"]), 1))
+        scores.protocol["loss"] = "cross-entropy in nats, mean over all tokens of the split"
+        scores.metrics["cut_off_rate"] = float(np.mean(outputs["cut"]))
+        scores.protocol["cut_off_rate"] = f"share of reports that did not end within {self.max_new_tokens} tokens"
+        return scores
+
+    def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
+        """Everything that needs no model: text metrics, findings, baselines."""
+        patients = [study.patient_id for study in studies]
+        measured = score_texts(texts, references, patients)
+        findings = findings_f1(texts, references)
+        metrics = {**measured.metrics, **findings.metrics}
+        metrics["distinct_predictions"] = len(set(texts)) / len(texts)
+        intervals = dict(measured.intervals)
+        intervals["findings_f1_micro"] = bootstrap_interval(findings.sums, patients, ratio_of_sums)
+        protocol = {**measured.protocol, **findings.protocol}
+        protocol["distinct_predictions"] = "different generated reports, as a share of all"
+        per_study = measured.per_study | {"findings_f1": findings.per_study}
+        baselines = text_baselines(texts, references, self.train_reports)
+        for system, said in baseline_texts(texts, self.train_reports).items():
+            baselines[system] |= findings_f1(said, references).metrics
+        predictions = [
+            {
+                "study_id": study.study_id,
+                "patient_id": study.patient_id,
+                "images": [image.path for image in study.images],
+                "view": study.frontal.view if study.frontal else None,
+                "reference": reference,
+                "prediction": text,
+                "scores": {name: values[number] for name, values in per_study.items()},
+                "findings_reference": label_report(reference),
+                "findings_prediction": label_report(text),
+                "boxes": [
+                    {"image": b.image, "phrase": b.phrase, "xywh": list(b.xywh), "finding": b.finding}
+                    for b in study.boxes
+                ],
+            }
+            for number, (study, reference, text) in enumerate(zip(studies, references, texts, strict=True))
+        ]
+        return Scores(
+            metrics=metrics,
+            n=len(studies),
+            baselines=baselines,
+            intervals=intervals,
+            protocol=protocol,
+            predictions=predictions,
+            figures={"per_finding": findings.per_finding},
+        )

@@ -1,0 +1,3 @@
+"""BioViL and BioViL-T: temporal image encoder, CXR-BERT, phrase grounding."""
+
+from hf_medvlm.families.biovil_t import cxr_bert, model, processor  # noqa: F401

@@ -1,0 +1,242 @@
+"""Evaluation of BioViL-T: progression with and without the prior, phrase grounding, findings, retrieval, zero-shot.
+
+Headline: `task_score`, the measure of the task that is trained: `progression_accuracy`, `mean_auc` or `combined`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hf_medvlm.data.images import open_radiograph
+from hf_medvlm.data.rows import Row
+from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.base import Scores
+from hf_medvlm.evaluation.prompts import sentence_pairs
+from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
+from hf_medvlm.families.biovil_t.collator import PROGRESSIONS, PriorCollator, progression_labels
+from hf_medvlm.families.biovil_t.phrase_grounding import similarity_map, to_image_size
+from hf_medvlm.families.biovil_t.sentence_similarity import sentence_similarity
+from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.metrics.findings import PROTOCOL as FINDINGS_PROTOCOL
+from hf_medvlm.metrics.findings import finding_scores, label_matrix
+from hf_medvlm.metrics.grounding import KINDS, box_mask, mean_scores, phrase_scores
+from hf_medvlm.metrics.grounding import PROTOCOL as GROUNDING_PROTOCOL
+from hf_medvlm.metrics.intervals import bootstrap_interval
+from hf_medvlm.metrics.sentence_pairs import PROTOCOL as PAIRS_PROTOCOL
+from hf_medvlm.metrics.sentence_pairs import PUBLISHED_THRESHOLD, sentence_pair_scores
+
+HEADLINES = {"progression": "progression_accuracy", "findings": "mean_auc", "alignment": "combined"}
+SHOWN_CELLS = 32  # a side of the maps that are kept for the figures
+SIGMA, SIGMA_GRID = 1.5, 14  # published smoothing, in patches of the published grid; finer than that on smaller grids
+
+
+@dataclass
+class BioViLTEvaluation(RetrievalEvaluation):
+    """Scores a `BioViLTModel`.
+
+    Args:
+        collator: a `PriorCollator` with `training=False`.
+        task: progression, findings or alignment; says which metric is the headline.
+        train_studies: whose commonest progression of each finding is the trivial baseline.
+    """
+
+    collator: PriorCollator
+    task: str = "alignment"
+    train_studies: Sequence[Study] = ()
+    _similar: Tensor | None = field(default=None, init=False, repr=False)
+
+    @property
+    def _pairs(self) -> tuple[list[tuple[str, str]], list[bool]]:
+        return sentence_pairs(self.findings)
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        """The collator's batch; `phrases`, the tokenised phrases of all boxes; `sizes` (B, 2) of images with boxes."""
+        batch = self.collator(rows)
+        batch["phrase_counts"] = [len(located_phrases(row.study)) for row in rows]
+        batch["sizes"] = torch.tensor([self._image_size(row.study) for row in rows])
+        phrases = [phrase for row in rows for phrase in located_phrases(row.study)]
+        batch["phrases"] = self.collator.tokenize(phrases) if phrases else None
+        return batch
+
+    def _image_size(self, study: Study) -> tuple[int, int]:
+        """Width and height of the image that has boxes, in pixels; 0 and 0 where there are none."""
+        if not located_phrases(study):
+            return 0, 0
+        return open_radiograph(f"{self.collator.image_folder}/{study.frontal.path}").size
+
+    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What retrieval needs, and of each study: `progression` and `progression_without_prior` (B, F, 3), `findings`
+        (B, C) logits, `similarity` (B, most phrases, h, w) with NaN for phrases that are not there, `size` (B, 2).
+        """
+        has_text = model.config.text_config is not None
+        names = ["pixel_values", "previous_pixel_values", "has_previous"]
+        if not model.config.temporal:
+            names = names[:1]
+        output = model(**{name: batch[name] for name in names + ["input_ids", "attention_mask"] * has_text})
+        alone = output
+        if model.config.temporal and (has_text or output.progression_logits is not None):
+            alone = model(pixel_values=batch["pixel_values"])
+        found = {"size": batch["sizes"]}
+        if output.progression_logits is not None:
+            found["progression"] = output.progression_logits
+            found["progression_without_prior"] = alone.progression_logits
+        if output.finding_logits is not None:
+            found["findings"] = output.finding_logits
+        if not has_text:
+            return found
+        if self._prompts is None:
+            self._prompts = self._embed_prompts(model, output.image_embeds.device)
+            self._similar = sentence_similarity(model, self.collator.processor.tokenizer, self._pairs[0])
+        scale, prompts = output.representations["logit_scale"], self._prompts.to(output.image_embeds)
+        sides = torch.einsum("bd,csd->bcs", output.image_embeds, prompts)
+        return found | {
+            "image_embeds": output.image_embeds,
+            "text_embeds": output.text_embeds,
+            "zero_shot": (sides[..., 0] - sides[..., 1]) * scale,
+            "scalar/logit_scale": scale.expand(len(output.image_embeds)),
+            "similarity": self._similarities(model, alone.patch_embeds, batch),
+        }
+
+    def _similarities(self, model: nn.Module, patch_embeds: Tensor, batch: dict[str, Any]) -> Tensor:
+        """Smoothed cosine maps of each study's phrases, (B, most phrases of a study, h, w), NaN where there is none."""
+        counts, (height, width) = batch["phrase_counts"], patch_embeds.shape[-2:]
+        maps = torch.full((len(counts), max(counts), height, width), float("nan"))
+        if batch["phrases"] is None:
+            return maps
+        texts = F.normalize(model.get_text_features(**batch["phrases"]).float(), dim=-1).split(counts)
+        sigma = SIGMA * min(1, height / SIGMA_GRID)
+        for study, (patches, own) in enumerate(zip(patch_embeds, texts, strict=True)):
+            for place, text in enumerate(own):
+                maps[study, place] = similarity_map(patches.permute(1, 2, 0), text, sigma)
+        return maps
+
+    def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
+        if "text_embeds" in outputs:
+            scores = super().score(outputs, studies)
+            self._score_grounding(scores, outputs, studies)
+            self._score_sentences(scores)
+        else:
+            ids = [{"study_id": study.study_id, "patient_id": study.patient_id} for study in studies]
+            scores = Scores(metrics={}, n=len(studies), predictions=ids)
+        if "progression" in outputs:
+            self._score_progression(scores, outputs, studies)
+        if "findings" in outputs:
+            self._score_finding_head(scores, np.stack(outputs["findings"]), studies)
+        headline = HEADLINES[self.task]
+        scores.metrics["task_score"] = scores.metrics.get(headline, float("nan"))
+        scores.protocol["task_score"] = f"{headline}, the headline of --task {self.task}"
+        return scores
+
+    def _score_sentences(self, scores: Scores) -> None:
+        same = np.array(self._pairs[1])
+        found = sentence_pair_scores(self._similar.numpy(), same)
+        scores.metrics |= {f"nli_{name}": value for name, value in found.items()}
+        scores.baselines["all_contradict"] = {"nli_accuracy": float(1 - same.mean()), "nli_auc": 0.5}
+        scores.protocol["sentences"] = (
+            f"{len(same)} pairs of the zero-shot prompts of {len(self.findings)} findings: two for a finding "
+            f"or two against it are paraphrases, one of each a contradiction; threshold {PUBLISHED_THRESHOLD}; "
+            f"{PAIRS_PROTOCOL}"
+        )
+
+    def _score_progression(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
+        findings = self.collator.progression_findings
+        labels = np.array([progression_labels(study, findings) for study in studies])  # (N, F)
+        labels[[study.study_id not in self.collator.priors for study in studies]] = IGNORE_INDEX
+        learnt = np.array([progression_labels(study, findings) for study in self.train_studies]).reshape(
+            -1, len(findings)
+        )
+        counts = np.stack([(learnt == state).sum(0) for state in range(len(PROGRESSIONS))])  # (3, F)
+        guesses = {
+            "": np.stack(outputs["progression"]).argmax(-1),
+            "without_prior": np.stack(outputs["progression_without_prior"]).argmax(-1),
+            "majority_class": np.broadcast_to(counts.argmax(0), labels.shape),
+        }
+        known = labels != IGNORE_INDEX
+        for system, guess in guesses.items():
+            right = (guess == labels) & known
+            recalls = [right[labels == state].mean() for state in range(len(PROGRESSIONS)) if (labels == state).any()]
+            found = {
+                "progression_accuracy": right.sum() / known.sum() if known.any() else float("nan"),
+                "progression_macro_accuracy": np.mean(recalls) if recalls else float("nan"),
+            }
+            found = {name: float(value) for name, value in found.items()}
+            (scores.baselines.setdefault(system, {}) if system else scores.metrics).update(found)
+        right = np.where(known, guesses[""] == labels, np.nan)
+        per_label = [(value, study.patient_id) for row, study in zip(right, studies, strict=True) for value in row]
+        scores.intervals["progression_accuracy"] = bootstrap_interval(*zip(*per_label, strict=True))
+        scores.metrics["progression_n"] = int(known.sum())
+        scores.protocol["progression"] = (
+            "improving, stable or worsening, for each labelled finding of each study with a prior image; macro: mean "
+            "recall of the three classes; majority_class: of each finding in training; without_prior: the same model, "
+            "its prior withheld"
+        )
+        cells = np.zeros((len(PROGRESSIONS), len(PROGRESSIONS)), dtype=int)
+        np.add.at(cells, (labels[known], guesses[""][known]), 1)
+        scores.figures.setdefault("confusion", {})["Progression"] = {
+            "labels": list(PROGRESSIONS),
+            "matrix": cells.tolist(),
+        }
+        for prediction, row, truth in zip(scores.predictions, guesses[""], labels, strict=True):
+            asked = [c for c in range(len(findings)) if truth[c] != IGNORE_INDEX]
+            prediction["progression_prediction"] = {findings[c]: PROGRESSIONS[row[c]] for c in asked}
+            prediction["progression_reference"] = {findings[c]: PROGRESSIONS[truth[c]] for c in asked}
+
+    def _score_finding_head(self, scores: Scores, logits: np.ndarray, studies: list[Study]) -> None:
+        names = self.collator.findings
+        labels = label_matrix([study.labels for study in studies], names)
+        found = finding_scores(logits, labels, names, thresholds=0.0)
+        scores.metrics |= {name: found[name] for name in ("mean_auc", "mean_ap", "mean_f1")}
+        scores.metrics |= {name: value for name, value in found.items() if name.startswith("auc/")}
+        scores.protocol["findings"] = f"the trained classifier, present above a probability of 0.5; {FINDINGS_PROTOCOL}"
+
+    def _score_grounding(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
+        if not any(map(located_phrases, studies)):
+            return
+        processor = self.collator.processor.image_processor
+        rows, guesses, patients = [], [], []
+        for prediction, study, maps, (width, height) in zip(
+            scores.predictions, studies, outputs["similarity"], outputs["size"], strict=True
+        ):
+            rng = np.random.default_rng(zlib.crc32(study.study_id.encode()))
+            sizes = int(width), int(height), processor.resize_size, processor.crop_size
+            prediction["maps"] = {}
+            prediction["map_image"] = study.images.index(study.frontal) if study.images else 0
+            for (phrase, boxes), similarity in zip(located_phrases(study).items(), maps, strict=False):
+                mask = box_mask(boxes, width, height)
+                noise = torch.from_numpy(rng.normal(size=similarity.shape).astype(np.float32))
+                noise = similarity_map(noise[..., None], torch.ones(1), SIGMA * min(1, len(noise) / SIGMA_GRID))
+                whole, random = (
+                    to_image_size(grid, *sizes, interpolation="bilinear")
+                    for grid in (torch.from_numpy(similarity), noise)
+                )
+                rows.append(phrase_scores(whole, mask))
+                guesses.append(phrase_scores(random, mask))
+                step = -(-max(whole.shape) // SHOWN_CELLS)
+                prediction["maps"][phrase] = whole[step // 2 :: step, step // 2 :: step].round(4).tolist()
+                patients.append(study.patient_id)
+        scores.metrics |= mean_scores(rows) | {"grounding_n": len(rows)}
+        scores.baselines["random_map"] = mean_scores(guesses)
+        scores.intervals |= {kind: bootstrap_interval([row[kind] for row in rows], patients) for kind in KINDS}
+        scores.protocol |= GROUNDING_PROTOCOL
+        scores.protocol["grounding"] = (
+            "cosine of patches with each box's phrase, from the current image alone as in the published engine, "
+            "smoothed by a Gaussian of 1.5 patches (of 14 a side), bilinear to the image's size; what the model's crop "
+            "leaves out counts as not found; boxes of the frontal image"
+        )
+
+
+def located_phrases(study: Study) -> dict[str, list[tuple[float, float, float, float]]]:
+    """phrase -> its boxes on the frontal image, in the order of the boxes."""
+    found: dict[str, list] = {}
+    for box in study.boxes:
+        if study.images[box.image] == study.frontal:
+            found.setdefault(box.phrase, []).append(box.xywh)
+    return found

@@ -1,0 +1,3 @@
+"""BLIP and GIT: captioners that write a report from one radiograph."""
+
+from hf_medvlm.families.captioners import model  # noqa: F401

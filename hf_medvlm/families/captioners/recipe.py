@@ -1,0 +1,113 @@
+"""What the two captioning recipes share: their options, their defaults, and the wiring of model and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from hf_medvlm.data.load import Splits
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.evaluation.text import TextEvaluation
+from hf_medvlm.families.captioners.collator import CaptionCollator
+from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
+from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly, load_tokenizer
+from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training import arguments
+from hf_medvlm.training.arguments import option, split_names
+from hf_medvlm.training.lora import add_lora
+from hf_medvlm.training.trainer import MedVLMTrainer
+
+DEFAULTS = {"metric_for_best_model": "cider", "greater_is_better": True}
+
+TINY = arguments.TINY | {
+    "sections": "findings",
+    "max_steps": 1000,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 100,
+    "learning_rate": 5e-3,
+    "adam_beta2": 0.98,
+}
+
+# GIT's layers normalise after the sum, as BERT's do, and want smaller steps.
+TINY_GIT = TINY | {"learning_rate": 1e-3}
+
+
+@dataclass
+class CaptioningArguments:
+    """The captioner and how it writes."""
+
+    model_name_or_path: str | None = option(None, "folder or Hub id; a tiny model with random weights by default")
+    image_size: int | None = option(None, "side of the square images; the checkpoint's own by default")
+    sections: str = option("findings,impression", "parts of the report to write, in this order")
+    prompt: str = option("", "text in front of every report, given and not learnt")
+    max_length: int = option(128, "tokens of a report at most, in training and in generation")
+    num_beams: int = option(1, "1: greedy search; more: beam search")
+    freeze_vision: bool = option(False, "do not train the vision tower")
+    lora_rank: int = option(0, "above 0: train LoRA adapters of this rank instead of all weights")
+    merge_lora: bool = option(True, "with LoRA: write the merged plain model when done, the adapter beside it")
+
+
+def load_captioner(
+    model_class: type[BlipCaptioner | GitCaptioner], options: CaptioningArguments, splits: Splits
+) -> tuple[Any, Any]:
+    """Model and processor from `--model_name_or_path`, or tiny ones with a tokenizer trained on the training reports.
+
+    Raises:
+        ValueError: the checkpoint is of another family, or its weights do not fit.
+    """
+    path = options.model_name_or_path
+    if path is None:
+        tokenizer = train_tokenizer(study.text(split_names(options.sections)) for study in splits.train)
+        size = options.image_size or 96
+        model = model_class.tiny(tokenizer, size, freeze_vision=options.freeze_vision)
+        processor = model_class.tiny_processor(tokenizer, size)
+    else:
+        check_family(path, model_class, model_class.published_types)
+        processor = model_class.processor_class(load_image_processor(path, options.image_size), load_tokenizer(path))
+        model = load_strictly(model_class, path, freeze_vision=options.freeze_vision)
+    if options.lora_rank:
+        model = add_lora(model, options.lora_rank)
+    return model, processor
+
+
+def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleNamespace) -> MedVLMTrainer:
+    """Collators and evaluation around a captioner.
+
+    Raises:
+        ValueError: `--max_length` is more than the model has positions for.
+    """
+    options: CaptioningArguments = args.model
+    limit = model.config.get_text_config(decoder=True).max_position_embeddings
+    if options.max_length > limit:
+        raise ValueError(f"--max_length {options.max_length}: the model takes {limit} tokens; lower --max_length")
+    sections = split_names(options.sections)
+
+    def collator(training: bool) -> CaptionCollator:
+        return CaptionCollator(
+            processor,
+            splits.image_folder,
+            first_token=model.first_token(model.config),
+            sections=sections,
+            prompt=options.prompt,
+            max_length=options.max_length,
+            training=training and args.training.augment,
+            seed=args.training.seed,
+        )
+
+    evaluation = TextEvaluation(
+        collator(training=False),
+        processor.tokenizer,
+        [study.text(sections) for study in splits.train],
+        max_new_tokens=options.max_length,
+        num_beams=options.num_beams,
+    )
+    return MedVLMTrainer(
+        model=model,
+        args=args.training,
+        data_collator=collator(training=True),
+        evaluation=evaluation,
+        train_dataset=StudyRows(splits.train),
+        eval_dataset=StudyRows(splits.validate),
+        processing_class=processor,
+    )

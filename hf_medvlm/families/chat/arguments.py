@@ -1,0 +1,142 @@
+"""Options of `recipes/llava_mimic.py`, and LLaVA's own command line mapped to them.
+
+LLaVA's names (`llava/train/train.py` @ c121f043) are kept where the option is the same; the others are translated by
+`modernise_llava`, with one warning. Knows no model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_medvlm.data.conversations import PROMPTS, VIEWS
+from hf_medvlm.families.chat.templates import TEMPLATES
+from hf_medvlm.training import arguments
+from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, option
+from hf_medvlm.training.legacy import say
+
+ASPECT_RATIOS = ("pad", "square")
+
+DEFAULTS = {"metric_for_best_model": "findings_f1_micro", "greater_is_better": True}
+
+TINY = arguments.TINY | {
+    "sections": "findings",
+    "prompts": PROMPTS[0],
+    "trains": "all",
+    "max_steps": 800,
+    "per_device_train_batch_size": 32,
+    "per_device_eval_batch_size": 100,
+    "learning_rate": 3e-3,
+    "adam_beta2": 0.98,
+    "max_new_tokens": 96,
+}
+
+
+@dataclass
+class ChatModelArguments:
+    """The chat model, what of it trains, and how it writes."""
+
+    model_name_or_path: str | None = option(
+        None, "LLaVA (ours, llava-hf or original) or a language model; by default a tiny model with random weights"
+    )
+    version: str = option("v1", f"chat template: {', '.join(TEMPLATES)}")
+    vision_tower: str | None = option(None, "CLIP folder or Hub id, to assemble a model around a language model")
+    mm_projector_type: str = option("mlp2x_gelu", "LLaVA-1.5's projector, the only one")
+    mm_vision_select_layer: int = option(-2, "which of the tower's hidden states the projector reads")
+    pretrain_mm_mlp_adapter: str | None = option(None, "projector of stage 1: an mm_projector.bin")
+    image_size: int = option(96, "tiny model: side of its images")
+    trains: str = option("projector+llm", "projector, projector+lora, projector+llm or all")
+    lora_r: int = option(128, "rank of the adapters")
+    lora_alpha: int = option(256, "scale of the adapters")
+    lora_dropout: float = option(0.05, "dropout in front of the adapters")
+    merge_lora: bool = option(True, "with LoRA: write the merged plain model when done, the adapter beside it")
+    bits: int = option(16, "4 or 8: train adapters on a quantised language model (QLoRA, needs bitsandbytes)")
+    max_new_tokens: int = option(256, "where generation stops if the model does not end by itself")
+    num_beams: int = option(1, "1: greedy search; more: beam search")
+
+    def __post_init__(self) -> None:
+        if self.mm_projector_type != "mlp2x_gelu":
+            raise ValueError(f"--mm_projector_type {self.mm_projector_type}: only mlp2x_gelu, LLaVA-1.5's, is there")
+        if self.bits not in (4, 8, 16):
+            raise ValueError(f"--bits {self.bits}: choose 4, 8 or 16")
+        if self.bits < 16 and self.trains != "projector+lora":
+            raise ValueError(f"--bits {self.bits} trains adapters alone; add --trains projector+lora")
+        if self.bits < 16 and importlib.util.find_spec("bitsandbytes") is None:
+            raise ValueError(f"--bits {self.bits} needs bitsandbytes: pip install bitsandbytes, or leave --bits out")
+
+
+@dataclass
+class ChatDataArguments(DataArguments):
+    """Which conversations: a LLaVA file, or studies that are turned into conversations."""
+
+    data_path: str | None = option(None, "LLaVA .json or .jsonl, or VQA-RAD's .csv, in place of --dataset")
+    image_aspect_ratio: str = option("pad", "pad: to a square in the mean colour; square: crop the middle")
+    sections: str = option("findings,impression", "studies: parts of the report to write, in this order")
+    prompts: str = option("|".join(PROMPTS), "studies: questions, separated by |; one is chosen for each study")
+    indication: bool = option(False, "studies: put the indication into the prompt")
+    views: str = option("frontal", f"studies: {' or '.join(VIEWS)} images")
+    prior: bool = option(False, "studies: add the frontal image of the previous study")
+
+    def __post_init__(self) -> None:
+        if self.image_aspect_ratio not in ASPECT_RATIOS:
+            raise ValueError(f"--image_aspect_ratio {self.image_aspect_ratio!r} is none of {', '.join(ASPECT_RATIOS)}")
+
+
+@dataclass
+class ChatTrainingArguments(MedVLMArguments):
+    """`MedVLMArguments` with what is particular to conversations."""
+
+    model_max_length: int = option(2048, "tokens of a conversation at most, images included; text is cut, images never")
+    group_by_modality_length: bool = option(
+        False, "LLaVA's order: steps with images or without, even work for all processes"
+    )
+    packing: bool = option(False, "the conversations of a batch in one row without padding")
+    mm_projector_lr: float | None = option(None, "learning rate of the projector; --learning_rate by default")
+    mm_vision_tower_lr: float | None = option(None, "learning rate of the vision tower; --learning_rate by default")
+
+    def __post_init__(self) -> None:
+        trackers = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
+        if "wandb" in trackers and importlib.util.find_spec("wandb") is None:
+            say("--report_to wandb: wandb is not installed (pip install wandb); this run is logged in its folder only")
+            trackers.remove("wandb")
+            self.report_to = trackers or "none"
+        super().__post_init__()
+
+
+def modernise_llava(argv: Sequence[str]) -> list[str]:
+    """LLaVA's command line in our names: one warning says what became of the options that have another name here.
+
+    Raises:
+        ValueError: an option that asks for what LLaVA-1.5 does not have (`--mm_use_im_start_end True`).
+    """
+    words, said, pending = [], [], list(argv)
+    while pending:
+        word = pending.pop(0)
+        name, equals, value = word.removeprefix("--").partition("=")
+        if not word.startswith("--") or name not in TRANSLATED:
+            words.append(word)
+            continue
+        if not equals:
+            value = pending.pop(0) if pending and not pending[0].startswith("--") else "True"
+        wanted, translation, remark = TRANSLATED[name]
+        if value.lower() in ("true", "1", "yes"):
+            if wanted is False:
+                raise ValueError(f"--{name} {value}: {remark}")
+            words += translation
+            said.append(f"--{name} ({remark})")
+    if said:
+        say("LLaVA's options by their names here: " + ", ".join(said))
+    return words
+
+
+# name -> (may it be True, words in its place, remark)
+TRANSLATED: dict[str, tuple[bool, list[str], str]] = {
+    "tune_mm_mlp_adapter": (True, ["--trains", "projector"], "--trains projector"),
+    "lora_enable": (True, ["--trains", "projector+lora"], "--trains projector+lora"),
+    "lazy_preprocess": (True, [], "always so"),
+    "is_multimodal": (True, [], "seen from the data"),
+    "mm_use_im_start_end": (False, [], "LLaVA-1.5 puts no tokens around an image; leave the option out"),
+    "mm_use_im_patch_token": (False, [], "LLaVA-1.5 has no patch token; leave the option out"),
+    "freeze_mm_mlp_adapter": (False, [], "the projector always trains; leave the option out"),
+}

@@ -1,0 +1,70 @@
+"""Evaluation of chat models: reports as `TextEvaluation` scores them, and the accuracy of answers to questions."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from hf_medvlm.data.conversations import answer_of
+from hf_medvlm.data.sources.vqa_rad import CLOSED, OPEN
+from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.base import Scores
+from hf_medvlm.evaluation.text import TextEvaluation
+
+PROTOCOL = "share of answers equal to the reference, lower case, without punctuation and articles; {} questions"
+
+
+def normalise_answer(text: str) -> str:
+    """Lower case, letters and digits only, without articles: `"The left lung."` -> `left lung`."""
+    words = re.findall(r"[a-z0-9]+", text.lower())
+    return " ".join(word for word in words if word not in ("a", "an", "the"))
+
+
+def answer_accuracy(predictions: Sequence[str], references: Sequence[str], kinds: Sequence[str]) -> dict[str, float]:
+    """`closed_accuracy` and `open_accuracy`; NaN where there are no such questions."""
+    result = {}
+    for kind in (CLOSED, OPEN):
+        hits = [
+            normalise_answer(prediction) == normalise_answer(reference)
+            for prediction, reference, own in zip(predictions, references, kinds, strict=True)
+            if own == kind
+        ]
+        result[f"{kind.lower()}_accuracy"] = sum(hits) / len(hits) if hits else float("nan")
+    return result
+
+
+@dataclass
+class ChatEvaluation(TextEvaluation):
+    """`TextEvaluation`, and for studies with an `answer_type` the accuracy of closed and open answers.
+
+    Args:
+        train_studies: with their conversations; the most frequent training answer of each kind is the baseline.
+    """
+
+    train_studies: Sequence[Study] = ()
+
+    def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
+        scores = super().score_reports(texts, references, studies)
+        kinds = [study.extra.get("answer_type", "") for study in studies]
+        if not any(kinds):
+            return scores
+        scores.metrics |= answer_accuracy(texts, references, kinds)
+        majority = self.majority_answers()
+        guesses = [majority.get(kind, "") for kind in kinds]
+        scores.baselines["majority_answer"] = answer_accuracy(guesses, references, kinds)
+        for kind in (CLOSED, OPEN):
+            counted = f"{kinds.count(kind)} {kind.lower()}"
+            scores.protocol[f"{kind.lower()}_accuracy"] = PROTOCOL.format(counted)
+        for prediction, kind in zip(scores.predictions, kinds, strict=True):
+            prediction["answer_type"] = kind
+        return scores
+
+    def majority_answers(self) -> dict[str, str]:
+        """Kind of question -> its most frequent answer in training."""
+        answers = {
+            kind: Counter(answer_of(s).lower() for s in self.train_studies if s.extra.get("answer_type") == kind)
+            for kind in (CLOSED, OPEN)
+        }
+        return {kind: counts.most_common(1)[0][0] for kind, counts in answers.items() if counts}

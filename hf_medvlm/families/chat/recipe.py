@@ -1,0 +1,246 @@
+"""What `recipes/llava_mimic.py` is made of: conversations, model, trainer. Options are in `llava_arguments.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch.utils.data import Sampler
+from transformers import GenerationConfig, LlavaProcessor, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from hf_medvlm.data.conversations import (
+    ChatOptions,
+    answer_of,
+    modality_length,
+    read_llava,
+    turns_of,
+    with_conversations,
+)
+from hf_medvlm.data.load import Splits, drop_broken, load_splits
+from hf_medvlm.data.quality import find_leakage, refuse_leakage
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.data.sources.base import Rejected
+from hf_medvlm.data.sources.vqa_rad import as_multi_turn, read_vqa_rad
+from hf_medvlm.data.splits import assign_splits
+from hf_medvlm.data.study import Study
+from hf_medvlm.families.chat.arguments import ChatDataArguments, ChatModelArguments
+from hf_medvlm.families.chat.collator import ChatCollator
+from hf_medvlm.families.chat.evaluation import ChatEvaluation
+from hf_medvlm.families.chat.model import LlavaReporter
+from hf_medvlm.families.chat.published import assemble, find_folder, is_llava, load_projector
+from hf_medvlm.families.chat.sampling import ModalityLengthSampler
+from hf_medvlm.families.chat.templates import SYSTEM
+from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
+from hf_medvlm.labels import SPLITS
+from hf_medvlm.models.loading import load_tokenizer
+from hf_medvlm.training.arguments import DataArguments, split_names
+from hf_medvlm.training.deepspeed import unsharded
+from hf_medvlm.training.lora import add_lora, quantise
+from hf_medvlm.training.trainer import MedVLMTrainer
+
+
+def load_conversations(args: SimpleNamespace) -> Splits:
+    """The conversations of `--data_path`, or of the studies of `--dataset`.
+
+    Raises:
+        ValueError: what `read_llava`, `read_vqa_rad` or `load_splits` refuse; an image that is not in the folder.
+    """
+    data: ChatDataArguments = args.data
+    with args.training.main_process_first(local=False):
+        if data.data_path is not None:
+            return _read_conversations(data)
+        splits = load_splits(**{field.name: getattr(data, field.name) for field in fields(DataArguments)})
+    options = ChatOptions(
+        prompts=tuple(prompt.strip() for prompt in data.prompts.split("|")),
+        sections=split_names(data.sections),
+        indication=data.indication,
+        views=data.views,
+        prior=data.prior,
+    )
+    return replace(splits, studies={name: with_conversations(found, options) for name, found in splits.studies.items()})
+
+
+def _read_conversations(data: ChatDataArguments) -> Splits:
+    path = Path(data.data_path)
+    folder = Path(data.image_folder or path.parent)
+    is_vqa = path.suffix == ".csv"
+    studies = read_vqa_rad(path) if is_vqa else read_llava(path)
+    missing = [
+        f"sample {study.study_id!r}: {image.path}"
+        for study in studies
+        for image in study.images
+        if not (folder / image.path).is_file()
+    ]
+    if missing:
+        raise ValueError(f"{len(missing)} image(s) of {path} are not in {folder}: {'; '.join(missing[:5])}")
+    rejected: list[Rejected] = []
+    whole = drop_broken(studies, folder, rejected) if data.verify_images else studies
+    whole = [new for old, new in zip(studies, whole, strict=True) if new.images == old.images]
+    has_test = any(study.split == "test" for study in whole)
+    whole = assign_splits(whole, test=0.0 if has_test else 0.1)
+    refuse_leakage(find_leakage(whole))
+    limits = {"train": data.train_studies, "validate": data.eval_studies, "test": data.eval_studies}
+    by_split = {split: [study for study in whole if study.split == split][: limits[split]] for split in SPLITS}
+    if not by_split["train"]:
+        raise ValueError(f"{path}: no sample is left for training")
+    return Splits(by_split, folder, path.name, tuple(rejected))
+
+
+def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProcessor]:
+    """Model and processor: tiny ones, a LLaVA of any layout, or one assembled around a language model.
+
+    Raises:
+        ValueError: a checkpoint that is neither, or whose weights do not fit; quantised weights under ZeRO-3.
+    """
+    options: ChatModelArguments = args.model
+    if options.bits < 16 and is_deepspeed_zero3_enabled():
+        raise ValueError(f"--bits {options.bits}: ZeRO-3 cannot shard quantised weights; use ds_configs/zero2.json")
+    set_seed(args.training.seed)  # new weights are the same in all processes, and in every run
+    aspect = args.data.image_aspect_ratio
+    if options.model_name_or_path is None:
+        tokenizer = train_chat_tokenizer([SYSTEM, "USER: ASSISTANT:", *_texts(splits.train)])
+        with unsharded(args.training):
+            model = tiny_reporter(tokenizer, options.image_size)
+    else:
+        model = _load_weights(options, args.training)
+        tokenizer = load_tokenizer(find_folder(options.model_name_or_path))
+    vision = model.config.vision_config
+    processor = make_processor(
+        tokenizer, vision.image_size, vision.patch_size, aspect, model.config.vision_feature_select_strategy
+    )
+    tokenizer.model_max_length = args.training.model_max_length
+    model.config.image_token_index = processor.image_token_id
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
+    )
+    if options.pretrain_mm_mlp_adapter is not None:
+        load_projector(model, options.pretrain_mm_mlp_adapter)
+    limit = model.config.text_config.max_position_embeddings
+    if args.training.model_max_length > limit:
+        raise ValueError(
+            f"--model_max_length {args.training.model_max_length}: the language model takes {limit} tokens"
+        )
+    model.set_trainable(options.trains)
+    if options.bits < 16:
+        quantise(model, model.model.language_model, options.bits, args.training.device)
+    if options.trains == "projector+lora":
+        model = add_reporter_lora(model, options, args.training.gradient_checkpointing)
+    return model, processor
+
+
+def _texts(studies: Sequence[Study]) -> list[str]:
+    return [turn["value"] for study in studies for turn in turns_of(study)]
+
+
+def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
+    folder = find_folder(options.model_name_or_path)
+    tower = None if options.vision_tower is None else find_folder(options.vision_tower)
+    # DeepSpeed keeps its own float32 copy of what it trains, and adapters are float32 on a frozen base.
+    in_half = training.bf16 and (training.deepspeed is not None or options.trains == "projector+lora")
+    dtype = torch.bfloat16 if in_half else torch.float32
+    if is_llava(folder):
+        return LlavaReporter.from_published(folder, vision_tower=tower, dtype=dtype)
+    if tower is None:
+        raise ValueError(f"{folder} is a language model without eyes; name a CLIP folder with --vision_tower")
+    return assemble(LlavaReporter, folder, tower, options.mm_vision_select_layer, dtype)
+
+
+def add_reporter_lora(model: LlavaReporter, options: ChatModelArguments, checkpointing: bool) -> Any:
+    """Adapters on every linear layer of the language model (LLaVA's choice); the projector trains whole."""
+    leaves = {
+        name.rpartition(".")[2]
+        for name, module in model.model.language_model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
+    if not is_deepspeed_zero3_enabled():
+        # It trains, and in bfloat16 small steps round to nothing; DeepSpeed keeps a float32 copy of its own.
+        model.model.multi_modal_projector.float()
+    if checkpointing:
+        model.enable_input_require_grads()  # or no gradient would pass a checkpointed layer whose weights are frozen
+    return add_lora(
+        model,
+        options.lora_r,
+        options.lora_alpha,
+        options.lora_dropout,
+        target_modules=rf".*language_model.*\.({'|'.join(sorted(leaves))})",
+        modules_to_save=["multi_modal_projector"],
+    )
+
+
+class ChatTrainer(MedVLMTrainer):
+    """`MedVLMTrainer` with LLaVA's sampler, and learning rates of their own for projector and vision tower."""
+
+    def _get_train_sampler(self, train_dataset: StudyRows | None = None) -> Sampler | None:
+        by_length = self.args.train_sampling_strategy == "group_by_length"
+        if not (by_length or self.args.group_by_modality_length):
+            return super()._get_train_sampler(train_dataset)
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        lengths = [modality_length(study) for study in rows.studies]
+        if by_length:
+            batch = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+            return LengthGroupedSampler(batch, lengths=[abs(length) for length in lengths])
+        chunks = self.args.world_size * self.args.gradient_accumulation_steps
+        return ModalityLengthSampler(lengths, self.args.per_device_train_batch_size, chunks, self.args.seed)
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's groups (with and without weight decay), each split by learning rate."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        rates = {"multi_modal_projector": self.args.mm_projector_lr, "vision_tower": self.args.mm_vision_tower_lr}
+        if made and any(rate is not None for rate in rates.values()):
+            trained = self.model if model is None else model
+            own = {
+                id(parameter): rate
+                for name, parameter in trained.named_parameters()
+                for part, rate in rates.items()
+                if part in name and rate is not None
+            }
+            optimizer.param_groups = [
+                group | {"params": members, "lr": group["lr"] if rate is None else rate}
+                for group in optimizer.param_groups
+                for rate in (None, *dict.fromkeys(own.values()))
+                if (members := [p for p in group["params"] if own.get(id(p)) == rate])
+            ]
+        return optimizer
+
+
+def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: SimpleNamespace) -> ChatTrainer:
+    """Collators and evaluation around a chat model."""
+
+    def collator(training: bool) -> ChatCollator:
+        return ChatCollator(
+            processor,
+            splits.image_folder,
+            template=args.model.version,
+            max_length=args.training.model_max_length,
+            packing=training and args.training.packing,
+            training=training and args.training.augment,
+            seed=args.training.seed,
+        )
+
+    evaluation = ChatEvaluation(
+        collator(training=False),
+        processor.tokenizer,
+        [answer_of(study) for study in splits.train],
+        max_new_tokens=args.model.max_new_tokens,
+        num_beams=args.model.num_beams,
+        train_studies=splits.train,
+    )
+    train = splits.train
+    if any("answer_type" in study.extra for study in train):
+        train = as_multi_turn(train)
+    return ChatTrainer(
+        model=model,
+        args=args.training,
+        data_collator=collator(training=True),
+        evaluation=evaluation,
+        train_dataset=StudyRows(train),
+        eval_dataset=StudyRows(splits.validate),
+        processing_class=processor,
+    )

@@ -1,0 +1,3 @@
+"""Dual encoders: one tower for images, one for reports, one joint space."""
+
+from hf_medvlm.families.dual_encoder import model, processor  # noqa: F401

@@ -1,0 +1,183 @@
+"""BiomedCLIP and its kin: open_clip's `CustomTextCLIP` (timm ViT, HF BERT) <-> the state dict of a `DualEncoderModel`.
+
+Renames keys and reads open_clip's config; builds no model. Published:
+microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, BertConfig, PreTrainedConfig, PreTrainedModel, ViTConfig
+
+from hf_medvlm.models.convert.checkpoint import describe_checkpoint, read_state_dict
+
+CONFIG_FILE = "open_clip_config.json"
+WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+# Older transformers kept the positions as a buffer, and descendants keep a pooler that open_clip never runs.
+IGNORABLE = ("text_tower.embeddings.position_ids", "text_tower.pooler.*")
+TIMM_HEADS = {"test": 2, "tiny": 3, "small": 6, "base": 12, "large": 16, "huge": 16}  # by the size in timm's name
+TIMM_EPS = 1e-6  # LayerNorm of timm's ViT; a default of transformers (1e-12) moves features by 1e-6 only, and unseen
+
+# (ours, open_clip's), prefixes in the order that they are tried
+PREFIXES = (
+    ("vision_tower.embeddings.cls_token", "visual.trunk.cls_token"),
+    ("vision_tower.embeddings.position_embeddings", "visual.trunk.pos_embed"),
+    ("vision_tower.embeddings.patch_embeddings.projection.", "visual.trunk.patch_embed.proj."),
+    ("vision_tower.layernorm.", "visual.trunk.norm."),
+    ("vision_tower.layers.", "visual.trunk.blocks."),
+    ("vision_projection.", "visual.head.proj."),
+    ("text_tower.", "text.transformer."),
+    ("text_projection.", "text.proj."),
+    ("logit_scale", "logit_scale"),
+    ("logit_bias", "logit_bias"),
+)
+BLOCK_PARTS = (
+    ("attention.o_proj.", "attn.proj."),
+    ("layernorm_before.", "norm1."),
+    ("layernorm_after.", "norm2."),
+)
+SCALARS = {"logit_scale", "logit_bias"}
+QKV = ("q_proj", "k_proj", "v_proj")
+
+
+def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Config options and state dict, in our names, of a folder in open_clip's layout.
+
+    Raises:
+        ValueError: a file is missing, or the weights are another family's.
+    """
+    folder = Path(path)
+    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if weights is None or not (folder / CONFIG_FILE).is_file():
+        raise ValueError(
+            f"{path}: not an open_clip folder; it needs {CONFIG_FILE} and one of {', '.join(WEIGHT_FILES)}"
+        )
+    published = read_state_dict(weights)
+    if not any(key.startswith("visual.trunk.") for key in published):
+        raise ValueError(
+            f"{weights}: this is {describe_checkpoint(published)}, not BiomedCLIP (a timm ViT beside a BERT, with keys "
+            "visual.trunk.* and text.transformer.*)"
+        )
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return config_options(config.get("model_cfg", config), published, folder), from_published_keys(published)
+
+
+def config_options(model: dict[str, Any], published: dict[str, Tensor], folder: Path) -> dict[str, Any]:
+    """Options of a `DualEncoderConfig` from open_clip's `model_cfg` and, for the sizes it does not give, the weights.
+
+    Raises:
+        ValueError: the number of heads, which no weight shows, cannot be told.
+    """
+    vision, text = model.get("vision_cfg", {}), model.get("text_cfg", {})
+    width, _, patch, _ = published["visual.trunk.patch_embed.proj.weight"].shape
+    tokens = published["visual.trunk.pos_embed"].shape[1] - 1
+    name = vision.get("timm_model_name", "")
+    size = next((size for size in TIMM_HEADS if size in re.split(r"[_-]", name)), None)
+    sizes = {
+        "hidden_size": width,
+        "num_hidden_layers": _count(published, r"visual\.trunk\.blocks\.(\d+)\."),
+        "num_attention_heads": TIMM_HEADS.get(size, width // 64),
+        "intermediate_size": published["visual.trunk.blocks.0.mlp.fc1.weight"].shape[0],
+        "patch_size": patch,
+        "image_size": round(tokens**0.5) * patch,
+        "layer_norm_eps": TIMM_EPS,
+    }
+    projections = {
+        "vision_projection": "linear",
+        "text_projection": "mlp" if "text.proj.2.weight" in published else "linear",
+    }
+    given = {key: vision[key] for key in sizes if key in vision}
+    return projections | {
+        "vision_config": ViTConfig(**(sizes | given), qkv_bias="visual.trunk.blocks.0.attn.qkv.bias" in published),
+        "text_config": _text_config(text, published, folder),
+        "projection_size": published["visual.head.proj.weight"].shape[0],
+        "text_pooling": "mean" if "mean" in text.get("hf_pooler_type", "") else "cls",
+        "loss": "sigmoid" if "logit_bias" in published else "info_nce",
+    }
+
+
+def _text_config(text: dict[str, Any], published: dict[str, Tensor], folder: Path) -> PreTrainedConfig:
+    """The BERT's config: that of the local folder it names, or of the weights' shapes. Nothing is fetched."""
+    for local in (folder / text.get("hf_model_name", ""), Path(text.get("hf_model_name", ""))):
+        if (local / "config.json").is_file():
+            config = AutoConfig.from_pretrained(local)
+            if config.model_type == "bert":
+                return config
+    embeddings = "text.transformer.embeddings."
+    vocabulary, width = published[f"{embeddings}word_embeddings.weight"].shape
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": _count(published, r"text\.transformer\.encoder\.layer\.(\d+)\."),
+        "num_attention_heads": width // 64,
+        "intermediate_size": published["text.transformer.encoder.layer.0.intermediate.dense.weight"].shape[0],
+        "max_position_embeddings": published[f"{embeddings}position_embeddings.weight"].shape[0],
+        "type_vocab_size": published[f"{embeddings}token_type_embeddings.weight"].shape[0],
+    }
+    given = text.get("hf_model_config") or {key: text[key] for key in BertConfig().to_dict() if key in text}
+    sizes |= given
+    heads = sizes["num_attention_heads"]
+    if not heads or width % heads:
+        raise ValueError(
+            f"{folder}: a text tower {width} wide has no 64-wide heads, and no weight shows how many there are; put "
+            'the BERT\'s config.json into the folder that "hf_model_name" names, or pass config='
+        )
+    return BertConfig(**sizes)
+
+
+def _count(published: dict[str, Tensor], pattern: str) -> int:
+    return 1 + max(int(found[1]) for key in published if (found := re.match(pattern, key)))
+
+
+def _rename(key: str, source: int, target: int) -> str:
+    """`key` with the first prefix (and block part) that fits replaced; keys of no known kind stay, and fail to load."""
+    for pair in PREFIXES:
+        if key.startswith(pair[source]):
+            key = pair[target] + key.removeprefix(pair[source])
+            break
+    if key.startswith(("vision_tower.layers.", "visual.trunk.blocks.")):
+        for pair in BLOCK_PARTS:
+            key = key.replace(f".{pair[source]}", f".{pair[target]}")
+    return key
+
+
+def from_published_keys(published: dict[str, Tensor]) -> dict[str, Tensor]:
+    """open_clip's state dict -> ours: keys renamed, timm's joint query-key-value split in three."""
+    state_dict = {}
+    for key, value in published.items():
+        if ".attn.qkv." in key:
+            block, _, kind = _rename(key, 1, 0).partition(".attn.qkv.")
+            for name, part in zip(QKV, value.chunk(3), strict=True):
+                state_dict[f"{block}.attention.{name}.{kind}"] = part
+        else:
+            state_dict[_rename(key, 1, 0)] = value
+    for name in SCALARS & state_dict.keys():  # open_clip writes () or (1,), ours are (1,)
+        state_dict[name] = state_dict[name].reshape(1)
+    return state_dict
+
+
+def to_published(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The state dict of `model` in open_clip's layout, as BiomedCLIP's today (without the obsolete `position_ids`).
+
+    Raises:
+        ValueError: the towers are not a ViT and a BERT, which is all that this layout knows.
+    """
+    kinds = model.config.vision_config.model_type, model.config.text_config.model_type
+    if kinds != ("vit", "bert"):
+        raise ValueError(f"open_clip's layout here is of a ViT and a BERT, this model has {kinds[0]} and {kinds[1]}")
+    ours = {key: value.detach() for key, value in model.state_dict().items()}
+    published: dict[str, Tensor] = {}
+    for key, value in ours.items():
+        if ".attention.q_proj." in key:
+            parts = [ours[key.replace("q_proj", name)] for name in QKV]
+            name = _rename(key.replace("attention.q_proj.", "attn.qkv."), 0, 1)
+            published[name] = torch.cat(parts)
+        elif not re.search(r"vision_tower\.layers\.\d+\.attention\.[kv]_proj\.", key):
+            published[_rename(key, 0, 1)] = value.reshape(()) if key in SCALARS else value
+    return published

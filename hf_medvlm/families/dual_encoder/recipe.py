@@ -1,0 +1,141 @@
+"""What the two dual-encoder recipes share: their options, their defaults, and the wiring of model and data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from transformers import AutoProcessor, ProcessorMixin
+
+from hf_medvlm.collators.pairs import PairCollator
+from hf_medvlm.data.load import Splits
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
+from hf_medvlm.families.dual_encoder.model import DualEncoderModel
+from hf_medvlm.families.dual_encoder.processor import build_processor, published_processor
+from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
+from hf_medvlm.models.loading import check_family, load_strictly, load_tokenizer
+from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training import arguments
+from hf_medvlm.training.arguments import option, split_names
+from hf_medvlm.training.contrastive import ContrastiveTrainer
+
+DEFAULTS = {"metric_for_best_model": "combined", "greater_is_better": True}
+
+TINY = arguments.TINY | {
+    "max_steps": 700,
+    "per_device_train_batch_size": 64,
+    "per_device_eval_batch_size": 64,
+    "learning_rate": 2e-3,
+    "sentence_share": 0.3,
+}
+
+
+@dataclass
+class PairArguments:
+    """The dual encoder, its texts and its loss."""
+
+    model_name_or_path: str | None = option(
+        None,
+        "folder or Hub id, ours or open_clip's (BiomedCLIP); or VISION,TEXT: two pretrained towers, such as a ViT and "
+        "a BERT; a tiny model with random weights by default",
+    )
+    image_size: int | None = option(None, "side of the square images; the checkpoint's own by default")
+    sections: str = option("findings,impression", "parts of the report that are the text, in this order")
+    max_length: int = option(256, "tokens of a text at most")
+    projection_size: int | None = option(None, "width of the joint space; 512 for two towers, 64 for a tiny model")
+    vision_projection: str | None = option(None, "linear or mlp; linear by default")
+    text_projection: str | None = option(None, "linear or mlp; linear by default")
+    loss: str | None = option(None, "info_nce or sigmoid; the checkpoint's own, or info_nce, by default")
+    temperature: float | None = option(None, "at the start; the checkpoint's own, or 0.07, by default")
+    match_duplicates: bool = option(True, "equal reports match each other's images")
+    local_loss: str | None = option(None, "gloria, mgca or filip, between patches and tokens")
+    local_weight: float = option(1.0, "its weight")
+    freeze_vision: bool = option(False, "do not train the vision tower")
+    freeze_text: bool = option(False, "do not train the text tower")
+    sentence_share: float = option(0.0, "share of the training texts of which one random sentence is taken")
+    probe_studies: int = option(1000, "training studies that the linear probe learns from; 0: no probe")
+
+    def model_options(self) -> dict[str, Any]:
+        """The options of the model's config that were given."""
+        names = ("projection_size", "vision_projection", "text_projection", "loss", "temperature", "local_loss")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        fixed = ("match_duplicates", "local_weight", "freeze_vision", "freeze_text")
+        return given | {name: getattr(self, name) for name in fixed}
+
+
+def load_dual_encoder(
+    model_class: type[DualEncoderModel], options: PairArguments, splits: Splits, **bottleneck: Any
+) -> tuple[DualEncoderModel, ProcessorMixin]:
+    """Model and processor: tiny ones, two pretrained towers, or a checkpoint of ours or of open_clip's.
+
+    Args:
+        bottleneck: further options of the model's config.
+
+    Raises:
+        ValueError: the checkpoint is of another family, or its weights do not fit.
+    """
+    path, config = options.model_name_or_path, options.model_options() | bottleneck
+    if path is None:
+        size = options.image_size or arguments.TINY["image_size"]
+        tokenizer = train_tokenizer(study.text(split_names(options.sections)) for study in splits.train)
+        return model_class.tiny(tokenizer, size, **config), build_processor(tokenizer, size)
+    if "," in path:
+        vision, _, text = path.partition(",")
+        model = model_class.from_vision_text_pretrained(vision.strip(), text.strip(), **config)
+        size = options.image_size or getattr(model.config.vision_config, "image_size", None) or 224
+        return model, build_processor(load_tokenizer(text.strip()), size)
+    folder = local_folder(path)
+    if (folder / CONFIG_FILE).is_file():
+        return model_class.from_published(folder, **config), published_processor(folder)
+    check_family(folder, model_class, (DualEncoderModel.config_class.model_type,))
+    if check_is(folder, model_class):
+        model = load_strictly(model_class, folder, **config)
+    else:
+        model = model_class.from_dual_encoder(load_strictly(DualEncoderModel, folder), **config)
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def check_is(folder: Path, model_class: type[DualEncoderModel]) -> bool:
+    """Whether the folder's checkpoint is of this very class, not of the plain dual encoder that it is built on."""
+    return model_class.config_class.get_config_dict(folder)[0]["model_type"] == model_class.config_class.model_type
+
+
+def local_folder(path: str) -> Path:
+    """The folder itself, or that of a Hub repository's files once they are fetched."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.bin"]))
+
+
+def dual_encoder_trainer(
+    model: DualEncoderModel,
+    processor: ProcessorMixin,
+    splits: Splits,
+    args: SimpleNamespace,
+    evaluation_class: type[RetrievalEvaluation] = RetrievalEvaluation,
+) -> ContrastiveTrainer:
+    """Collators and evaluation around a dual encoder."""
+    options: PairArguments = args.model
+
+    plain = PairCollator(
+        processor,
+        splits.image_folder,
+        sections=split_names(options.sections),
+        max_length=options.max_length,
+        seed=args.training.seed,
+    )
+    probe = StudyRows(splits.train[: options.probe_studies]) if options.probe_studies else None
+    return ContrastiveTrainer(
+        model=model,
+        args=args.training,
+        data_collator=replace(plain, training=args.training.augment, sentence_share=options.sentence_share),
+        evaluation=evaluation_class(plain, model, probe_rows=probe),
+        train_dataset=StudyRows(splits.train),
+        eval_dataset=StudyRows(splits.validate),
+        processing_class=processor,
+    )

@@ -1,0 +1,3 @@
+"""MedKLIP: findings and where they are, learnt from reports."""
+
+from hf_medvlm.families.medklip import model  # noqa: F401

@@ -1,0 +1,245 @@
+"""Evaluation of MedKLIP: how well it tells each entity's presence, and whether it looks at the right place.
+
+Headlines: `mean_auc`, `pointing_game`. Thresholds are chosen on validation studies and kept for the test studies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hf_medvlm.data.images import open_radiograph
+from hf_medvlm.data.rows import Row, as_rows
+from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.families.medklip.collator import FindingsCollator
+from hf_medvlm.language.findings import extract_triplets
+from hf_medvlm.metrics.findings import KINDS, best_f1_thresholds, confusion, finding_scores, roc_curve
+from hf_medvlm.metrics.findings import PROTOCOL as FINDINGS_PROTOCOL
+from hf_medvlm.metrics.findings import auc as area
+from hf_medvlm.metrics.grounding import KINDS as GROUNDING_KINDS
+from hf_medvlm.metrics.grounding import PROTOCOL as GROUNDING_PROTOCOL
+from hf_medvlm.metrics.grounding import box_mask, mean_scores, phrase_scores
+from hf_medvlm.metrics.intervals import bootstrap_interval, bootstrap_rows
+
+PUBLISHED_THRESHOLD, PUBLISHED_PATCHES = 0.008, 196  # of the location mask, on a grid of 14 x 14
+EXPLAINED = 24  # studies at the head of the split whose boxed entities are explained by Grad-CAM
+RESAMPLES = 200  # of the mean AUC, each of which sorts all scores again
+
+
+def boxed_entities(study: Study, entities: Sequence[str]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Entity -> its boxes on the frontal image; the entities are those that the boxes' phrases name."""
+    found: dict[str, list] = {}
+    for box in study.boxes:
+        if study.images[box.image] == study.frontal:
+            for entity in dict.fromkeys(name for name, _, _ in extract_triplets(box.phrase)):
+                if entity in entities:
+                    found.setdefault(entity, []).append(box.xywh)
+    return found
+
+
+@dataclass
+class MedKlipEvaluation(Evaluation):
+    """Scores a `MedKlipModel`.
+
+    Args:
+        collator: with `training=False`; its entities are the model's, then the held-out ones.
+        held_out_embeddings: (H, text_size), descriptions of the last H entities, which were not trained; or None.
+        thresholds: (E,), above which a probability says present; set by the first validation split that is scored.
+    """
+
+    collator: FindingsCollator
+    held_out_embeddings: Tensor | None = None
+    thresholds: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def trained(self) -> int:
+        """How many of the entities were trained."""
+        return len(self.collator.entities) - (0 if self.held_out_embeddings is None else len(self.held_out_embeddings))
+
+    def collate(self, rows: list[Row]) -> dict[str, Any]:
+        """Pixels, labels, `size` (B, 2), width and height of the frontal images that have boxes, and `explain` (B, E),
+        whose evidence is to be shown: what is boxed in the first studies.
+        """
+        rows, batch, names = as_rows(rows), self.collator(rows), list(self.collator.entities[: self.trained])
+        sizes = [self._image_size(row.study) for row in rows]
+        boxed = [boxed_entities(row.study, names) if row.index < EXPLAINED else {} for row in rows]
+        return {
+            "pixel_values": batch["pixel_values"],
+            "labels": batch["labels"],
+            "size": torch.tensor(sizes),
+            "explain": torch.tensor([[name in found for name in names] for found in boxed]),
+        }
+
+    def _image_size(self, study: Study) -> tuple[int, int]:
+        if not boxed_entities(study, self.collator.entities):
+            return 0, 0
+        return open_radiograph(f"{self.collator.image_folder}/{study.frontal.path}").size
+
+    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`probability` (B, E) of being present, `maps` (B, E, h, w), `labels` (B, E), `size` (B, 2), and `evidence`
+        (B, trained, h, w), Grad-CAM where `explain` asks for it, else 0.
+
+        Held-out entities are asked for beside the others, whose answers are those without them.
+        """
+        patches, grid = model.get_image_features(batch["pixel_values"], return_grid=True)
+        answers = [model.query(patches)]
+        if self.held_out_embeddings is not None:
+            held_out = self.held_out_embeddings.to(model.entity_embeddings)
+            both = model.query(patches, torch.cat((model.entity_embeddings, held_out)))
+            answers.append(tuple(part[:, self.trained :] for part in both))
+        features, maps = (torch.cat(parts, dim=1) for parts in zip(*answers, strict=True))
+        probability = model.classifier(features).float().softmax(-1)[..., 1]
+        return {
+            "probability": probability,
+            "maps": maps.unflatten(-1, grid),
+            "labels": batch["labels"],
+            "size": batch["size"],
+            "evidence": self._evidence(model, batch, grid),
+        }
+
+    def _evidence(self, model: nn.Module, batch: dict[str, Any], grid: tuple[int, int]) -> Tensor:
+        explain = batch["explain"]
+        evidence = torch.zeros(*explain.shape, *grid)
+        rows, columns = explain.any(1).nonzero().flatten(), explain.any(0).nonzero().flatten()
+        sharded = any(hasattr(p, "ds_id") for p in model.parameters())  # ZeRO-3 has no gradients outside its own step
+        if len(rows) and not sharded:
+            found = model.saliency(batch["pixel_values"][rows], columns.tolist()).float().cpu()
+            rows, columns = rows.cpu(), columns.cpu()
+            evidence[rows[:, None], columns] = found * explain.cpu()[rows[:, None], columns, None, None]
+        return evidence
+
+    def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
+        probability, labels = np.stack(outputs["probability"]).astype(float), np.stack(outputs["labels"]).astype(float)
+        labels[labels < 0] = np.nan
+        choosing = all(study.split == "validate" for study in studies)
+        if choosing:
+            self.thresholds = best_f1_thresholds(probability, labels)
+        scores = Scores(metrics={}, n=len(studies), predictions=self._predictions(probability, labels, studies))
+        self._score_findings(scores, probability, labels, [study.patient_id for study in studies])
+        unmentioned = "absent" if self.collator.unmentioned == "absent" else "not counted"
+        chosen = "chosen on these very studies" if choosing else "chosen on the validation studies"
+        scores.protocol["findings"] = (
+            f"entities as the reports state them, uncertain not counted, not mentioned {unmentioned}; thresholds of "
+            f"the best F1 {chosen if self.thresholds is not None else 'not chosen, hence no F1'}; {FINDINGS_PROTOCOL}"
+        )
+        self._score_grounding(scores, outputs, studies)
+        return scores
+
+    def _score_findings(self, scores: Scores, probability: np.ndarray, labels: np.ndarray, patients: list[str]) -> None:
+        names, trained = list(self.collator.entities), self.trained
+        limits = np.full(len(names), np.nan) if self.thresholds is None else self.thresholds
+        shown, truth = probability[:, :trained], labels[:, :trained]
+        found = finding_scores(shown, truth, names[:trained], thresholds=limits[:trained])
+        constant = finding_scores(np.ones_like(shown), truth, names[:trained])
+        means = [f"mean_{kind}" for kind in KINDS]
+        scores.metrics |= {name: found[name] for name in means}
+        scores.baselines["all_present"] = {name: constant[name] for name in means}
+        scores.intervals["mean_auc"] = bootstrap_rows(
+            lambda rows: _mean_auc(shown[rows], truth[rows]), len(shown), patients, resamples=RESAMPLES
+        )
+        if trained < len(names):
+            apart = finding_scores(
+                probability[:, trained:], labels[:, trained:], names[trained:], thresholds=limits[trained:]
+            )
+            found |= {key: value for key, value in apart.items() if "/" in key}
+            scores.metrics["held_out_auc"] = apart["mean_auc"]
+            scores.metrics |= {f"held_out_auc/{name}": apart[f"auc/{name}"] for name in names[trained:]}
+            scores.baselines["all_present"]["held_out_auc"] = 0.5
+            scores.protocol["held_out_auc"] = "entities left out of training, asked for by their description alone"
+        scores.metrics |= {f"auc/{name}": found[f"auc/{name}"] for name in names[:trained]}
+        scores.figures["per_finding"] = {
+            name: {kind: found[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in names
+        }
+        scores.figures["roc"] = {name: roc_curve(probability[:, c], labels[:, c]) for c, name in enumerate(names)}
+        if self.thresholds is not None:
+            cells = {name: confusion(probability[:, c] > limits[c], labels[:, c]) for c, name in enumerate(names)}
+            scores.figures["thresholds"] = dict(zip(names, limits.tolist(), strict=True))
+            scores.figures["confusion"] = {
+                name: {"labels": ["absent", "present"], "matrix": cell.tolist()} for name, cell in cells.items()
+            }
+
+    def _score_grounding(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
+        names, rows, held_out, shares, patients = list(self.collator.entities), [], [], [], []
+        by_entity: dict[str, list[float]] = {}
+        for prediction, study, maps, evidence, (width, height) in zip(
+            scores.predictions, studies, *(outputs[key] for key in ("maps", "evidence", "size")), strict=True
+        ):
+            boxes = boxed_entities(study, names)
+            prediction["boxes"] = [
+                {"image": prediction["map_image"], "phrase": entity, "finding": entity, "xywh": list(xywh)}
+                for entity, own in boxes.items()
+                for xywh in own
+            ]
+            prediction["maps"] = {entity: np.round(maps[names.index(entity)], 5).tolist() for entity in boxes}
+            prediction["maps"] |= {
+                f"{name}, Grad-CAM": np.round(shown, 5).tolist()
+                for name, shown in zip(names, evidence, strict=False)
+                if shown.any()
+            }
+            for entity, own in boxes.items():
+                mask = box_mask(own, int(width), int(height))
+                found = location_scores(maps[names.index(entity)], mask)
+                if names.index(entity) < self.trained:
+                    rows.append(found)
+                    shares.append(mask.mean())
+                    patients.append(study.patient_id)
+                else:
+                    held_out.append(found)
+                by_entity.setdefault(entity, []).append(found["pointing_game"])
+        scores.metrics |= mean_scores(rows) | {"grounding_n": len(rows)}
+        scores.metrics |= {f"pointing_game/{name}": float(np.mean(hits)) for name, hits in by_entity.items()}
+        if held_out:
+            scores.metrics["held_out_pointing_game"] = mean_scores(held_out)["pointing_game"]
+        scores.baselines["uniform_map"] = {"pointing_game": float(np.mean(shares)) if shares else float("nan")}
+        scores.intervals |= {
+            kind: bootstrap_interval([row[kind] for row in rows], patients) for kind in GROUNDING_KINDS
+        }
+        scores.protocol |= GROUNDING_PROTOCOL
+        scores.protocol["grounding"] = (
+            "the decoder's attention (mean of layers and heads) for the entity that a box's phrase names, patches as "
+            f"blocks of pixels, scaled to [0, 1]; mask above {PUBLISHED_THRESHOLD} x {PUBLISHED_PATCHES} / patches, as "
+            "MedKLIP's; boxes of the frontal image; uniform_map: the boxes' share of the image"
+        )
+
+    def _predictions(self, probability: np.ndarray, labels: np.ndarray, studies: list[Study]) -> list[dict[str, Any]]:
+        names = list(self.collator.entities)
+        limits = np.full(len(names), 0.5) if self.thresholds is None else self.thresholds
+        return [
+            {
+                "study_id": study.study_id,
+                "patient_id": study.patient_id,
+                "images": [image.path for image in study.images],
+                "map_image": study.images.index(study.frontal),
+                "reference": study.text(),
+                "prediction": ", ".join(name for name, p, limit in zip(names, row, limits, strict=True) if p > limit),
+                "scores": dict(zip(names, np.round(row, 5).tolist(), strict=True)),
+                "findings_reference": {n: None if np.isnan(t) else int(t) for n, t in zip(names, truth, strict=True)},
+                "findings_prediction": {n: int(p > limit) for n, p, limit in zip(names, row, limits, strict=True)},
+            }
+            for study, row, truth in zip(studies, probability, labels, strict=True)
+        ]
+
+
+def location_scores(weights: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """All grounding measures of one location map.
+
+    Args:
+        weights: (h, w), attention, sums to 1. mask: (H, W) bool, at the size of the image.
+    """
+    rows, columns = (np.arange(side) * cells // side for side, cells in zip(mask.shape, weights.shape, strict=True))
+    low, span = weights.min(), max(float(np.ptp(weights)), 1e-12)
+    limit = (PUBLISHED_THRESHOLD * PUBLISHED_PATCHES / weights.size - low) / span
+    return phrase_scores(((weights - low) / span)[rows][:, columns], mask, mask_threshold=limit)
+
+
+def _mean_auc(probability: np.ndarray, labels: np.ndarray) -> float:
+    """Mean over the entities where it is defined."""
+    known = ~np.isnan(labels)
+    found = [area(probability[k, c], labels[k, c]) for c, k in enumerate(known.T)]
+    return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")

@@ -1,0 +1,164 @@
+"""The model card: what data the weights saw, how they score and by which rules, what they are not for. Text only.
+
+It is written from `run.json` and the results, which hold numbers and names: no study's text, id or picture.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from hf_medvlm.figures.results import protocol_of
+
+CARD = "README.md"
+LIMITS = """\
+- **It suggests, never decides.** It is no medical device. No diagnosis, treatment or triage may rest on it, and every
+  output needs to be read by a radiologist beside the image.
+- Scores below hold for the test split named here and for no other hospital, scanner, population or report style.
+- It can miss findings that are there and name findings that are not, in fluent words; fluency is no sign of truth.
+- It may reproduce biases and phrases of its training reports. Do not expose it to people who may not see such data."""
+
+
+def model_card(output_dir: str | Path, repo_id: str | None = None) -> str:
+    """The text of the card of the run in `output_dir`.
+
+    Args:
+        repo_id: what the loading lines name; a stand-in for the folder's path where it is not given.
+
+    Raises:
+        ValueError: there is no `run.json`.
+    """
+    folder = Path(output_dir)
+    info = read_run(folder)
+    split, results = _results(folder)
+    name = repo_id or f"path/to/{folder.resolve().name}"
+    parts = [
+        _front_matter(info),
+        f"# {name.rpartition('/')[2]}",
+        f"A `{info.get('model_class', 'model')}` for chest radiographs and their reports"
+        + (f", {info['parameters']:,} parameters" if info.get("parameters") else "")
+        + f", trained with `hf_medvlm` {info.get('hf_medvlm', '')}.".replace(" .", "."),
+        "## Limits\n\n" + LIMITS,
+        "## How to load it\n\n" + _loading(folder, name),
+        "## Data\n\n" + _data(info),
+        f"## Scores on the {split} split\n\n" + _scores(results),
+        "## Training\n\n" + _training(info),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """`run.json` of a finished run.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise ValueError(f"{folder} holds no run.json, so it is no finished run; name the --output_dir of one")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def is_named_on_the_hub(dataset: str) -> bool:
+    """Whether a data set's name is a Hub id, which may be printed, and not a path of somebody's machine."""
+    return dataset.count("/") == 1 and not dataset.startswith((".", "/", "~")) and not Path(dataset).suffix
+
+
+def _results(folder: Path) -> tuple[str, dict[str, Any]]:
+    for split in ("test", "eval"):
+        path = folder / f"{split}_results.json"
+        if path.is_file():
+            return {"test": "test", "eval": "validation"}[split], json.loads(path.read_text(encoding="utf-8"))
+    return "test", {}
+
+
+def _front_matter(info: dict[str, Any]) -> str:
+    import yaml
+
+    data = {"library_name": "transformers", "language": "en"}
+    data["tags"] = ["hf_medvlm", "medical", "radiology", "chest-x-ray"]
+    if is_named_on_the_hub(str(info.get("dataset", ""))):
+        data["datasets"] = [info["dataset"]]
+    return f"---\n{yaml.safe_dump(data, sort_keys=False)}---"
+
+
+def _loading(folder: Path, name: str) -> str:
+    adapter = (folder / "adapter_config.json").is_file()
+    lines = "import hf_medvlm.families\nfrom transformers import AutoModel, AutoProcessor\n"
+    lines += f'model, processor = AutoModel.from_pretrained("{name}"), AutoProcessor.from_pretrained("{name}")'
+    if adapter:
+        return (
+            "The folder holds a LoRA adapter; `peft.PeftModel.from_pretrained(base, folder)` puts it on its base model."
+        )
+    note = "The first line registers the family with the Auto classes; it needs `hf_medvlm` installed."
+    return f"```python\n{lines}\n```\n\n{note}"
+
+
+def _data(info: dict[str, Any]) -> str:
+    dataset = str(info.get("dataset", "not stated"))
+    shown = dataset if is_named_on_the_hub(dataset) else Path(dataset).name
+    sizes = ", ".join(f"{count:,} {split}" for split, count in (info.get("split_sizes") or {}).items())
+    rows = {
+        "data set": shown,
+        "sources": "; ".join(info.get("sources") or []) or "not stated",
+        "licence of the data": "; ".join(info.get("licences") or [])
+        or "not stated: find out before you share anything",
+        "studies": sizes or "not stated",
+        "patients": f"{info['patients']:,}" if info.get("patients") else "not stated",
+        "left out": "; ".join(f"{n} x {why}" for why, n in (info.get("rejected") or {}).items()) or "nothing",
+        "hash of the studies": f"`{info.get('data_hash', 'not stated')}`",
+    }
+    table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
+    return "| | |\n|---|---|\n" + table + "\n\nNo text, image or identifier of a study is part of this repository."
+
+
+def _scores(results: dict[str, Any]) -> str:
+    metrics = {k: v for k, v in (results.get("metrics") or {}).items() if "/" not in k}
+    if not metrics:
+        return "This run was not scored."
+    baselines = results.get("baselines") or {}
+    intervals, protocol = results.get("intervals") or {}, results.get("protocol") or {}
+    heads = ["score", "value", "95 % interval", *(_words(name) for name in baselines)]
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for name, value in metrics.items():
+        low_high = " to ".join(map(_number, intervals[name])) if intervals.get(name) else ""
+        beside = [_number(values[name]) if name in values else "" for values in baselines.values()]
+        lines.append("| " + " | ".join(map(_cell, [f"`{name}`", _number(value), low_high, *beside])) + " |")
+    count = f"{results['n']:,} studies. " if results.get("n") else ""
+    trivial = "The columns of trivial baselines show what no skill at all scores." if baselines else ""
+    rules: dict[str, list[str]] = {}
+    for name in metrics:
+        if rule := protocol_of(name, protocol):
+            rules.setdefault(rule, []).append(f"`{name}`")
+    how = [f"- {', '.join(names)}: {_cell(rule)}" for rule, names in rules.items()]
+    return "\n\n".join([f"{count}{trivial}", "\n".join(lines), "How they were measured:", "\n".join(how)])
+
+
+def _training(info: dict[str, Any]) -> str:
+    versions = ", ".join(f"{package} {version}" for package, version in (info.get("versions") or {}).items())
+    rows = {
+        "recipe": f"`{info['recipe']}.py`" if info.get("recipe") else "",
+        "steps": f"{info['steps']:,}" if info.get("steps") else "",
+        "trained parameters": f"{info['trainable_parameters']:,}" if info.get("trainable_parameters") else "",
+        "seed": str(info.get("seed", "")),
+        "versions": versions,
+    }
+    lines = [f"| {key} | {_cell(value)} |" for key, value in rows.items() if value]
+    return "| | |\n|---|---|\n" + "\n".join(lines) if lines else ""
+
+
+def _number(value: Any) -> str:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "undefined"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3f}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _cell(text: str) -> str:
+    """Text that stays inside its table cell or list item and is no HTML."""
+    return " ".join(str(text).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,225 @@
+"""The captioning recipes as a user types them: what a run leaves, what bad input is answered with, kill and resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
+
+from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
+from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training.folders import last_checkpoint
+from hf_medvlm.training.run import run as run_recipe
+
+SMALL = "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8".split()
+QUICK = [*SMALL, "--max_steps", "4", "--max_length", "16", "--dataloader_num_workers", "0"]
+
+
+def command(recipe: str, *options: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
+    return [*launcher, str(Path(__file__).parents[2] / "recipes" / f"{recipe}.py"), *options]
+
+
+def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=env, timeout=300)
+
+
+@pytest.fixture
+def recipe(root, tmp_path, monkeypatch, capsys):
+    """Runs a recipe's `main` in this process, as its `if __name__ == "__main__"` does; gives exit code and output."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(name: str, *options: str) -> tuple[int, str, str]:
+        main = runpy.run_path(str(root / "recipes" / f"{name}.py"))["main"]
+        try:
+            run_recipe(lambda: main(list(options)))
+            code = 0
+        except SystemExit as stopped:
+            code = 1
+            if isinstance(stopped.code, str):
+                print(stopped.code, file=sys.stderr)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def write_table(folder: Path, rows: list[str], images: int = 12) -> Path:
+    (folder / "d").mkdir(exist_ok=True)
+    for number in range(images):
+        Image.new("L", (40, 40), 20 * number).save(folder / "d" / f"{number}.png")
+    table = folder / "x.csv"
+    table.write_text("image,patient_id,findings\n" + "\n".join(rows) + "\n")
+    return table
+
+
+ROWS = [f"{number}.png,p{number},Heart size is normal in patient {number}." for number in range(12)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["finetune_blip", "finetune_git"])
+def test_one_command_leaves_a_whole_run(recipe, cache, tmp_path):
+    launcher = (sys.executable, "-m", "accelerate.commands.launch")
+    done = run(*command(recipe, *QUICK, launcher=launcher), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / recipe / "1"
+    left = {path.name for path in folder.iterdir()}
+    assert left >= {"model.safetensors", "config.json", "processor_config.json", "eval_results.json", "run.json"}
+    assert left >= {"test_results.json", "predictions.jsonl", "figures", "report.html", "README.md"}
+    assert not list(folder.rglob("training_args.bin"))
+    results = json.loads((folder / "test_results.json").read_text())
+    for name in ("bleu4", "sacrebleu", "rougeL", "meteor", "cider", "findings_f1_micro"):
+        assert name in results["metrics"] and results["protocol"][name]
+        assert all(name in values for values in results["baselines"].values())
+    assert set(results["baselines"]) == {"constant_normal", "most_frequent", "shuffled"}
+    assert len((folder / "predictions.jsonl").read_text().splitlines()) == results["n"]
+    assert "constant_normal" in done.stdout and "bleu4" in done.stdout
+    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder, backend="pil")
+    pixels = processor(images=Image.new("RGB", (40, 40)), return_tensors="pt").pixel_values
+    start = torch.tensor([[model.first_token(model.config)]])
+    assert model.generate(pixels, start, max_new_tokens=3).shape[0] == 1
+
+
+def test_dry_run_says_what_it_would_do_and_trains_nothing(recipe, cache, tmp_path):
+    code, out, err = recipe("finetune_blip", *QUICK, "--dry_run")
+    assert code == 0, err
+    assert "4 steps of 8 studies" in out and "BlipCaptioner" in out
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_processes_follow_the_curve_of_one(recipe, launcher, cache, tmp_path):
+    """One process, `torchrun` and `deepspeed` with ZeRO-3: the same losses and scores, one safetensors file each."""
+    options = [*QUICK, "--logging_steps", "1", "--learning_rate", "1e-3", "--eval_strategy", "no", "--output_dir"]
+    code, _, err = recipe("finetune_blip", *options, "alone")
+    assert code == 0, err
+    half = ["together", "--per_device_train_batch_size", "4"]
+    zero3 = str(Path(__file__).parents[2] / "ds_configs" / "zero3.json")
+    bin_folder = Path(sys.executable).parent
+    if launcher == "torchrun":
+        launch: tuple[str, ...] = (str(bin_folder / "torchrun"), "--standalone", "--nproc_per_node", "2")
+    else:
+        launch, half = (str(bin_folder / "deepspeed"), "--num_accelerators", "2"), [*half, "--deepspeed", zero3]
+    environment = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
+    done = run(*command("finetune_blip", *options, *half, launcher=launch), cwd=tmp_path, **environment)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    curves = []
+    for folder in ("alone", "together"):
+        history = json.loads((tmp_path / folder / "trainer_state.json").read_text())["log_history"]
+        curves.append([entry["loss"] for entry in history if "loss" in entry])
+    assert len(curves[0]) == 4 and curves[1] == pytest.approx(curves[0], abs=1e-3)
+    assert [path.name for path in (tmp_path / "together").glob("*.safetensors")] == ["model.safetensors"]
+    ours, theirs = (json.loads((tmp_path / f / "test_results.json").read_text()) for f in ("together", "alone"))
+    assert ours["n"] == theirs["n"]
+    assert ours["metrics"]["loss"] == pytest.approx(theirs["metrics"]["loss"], abs=1e-3)
+    assert ours["metrics"]["rouge1"] == pytest.approx(theirs["metrics"]["rouge1"], abs=0.02)
+
+
+@pytest.mark.slow
+def test_kill_9_and_resume_end_on_the_same_weights(cache, tmp_path):
+    options = [*SMALL, "--max_steps", "60", "--max_length", "8", "--save_steps", "5", "--eval_strategy", "no"]
+    options += ["--dataloader_num_workers", "0", "--learning_rate", "1e-3"]
+    whole = run(*command("finetune_blip", *options, "--output_dir", "whole"), cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(
+        command("finetune_blip", *options, "--output_dir", "killed"),
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.time() + 120
+    while last_checkpoint(tmp_path / "killed") is None:
+        assert time.time() < deadline and killed.poll() is None
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed" / "run.json").exists()
+    resumed = run(
+        *command("finetune_blip", *options, "--output_dir", "killed", "--resume_from_checkpoint"), cwd=tmp_path
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_lora_leaves_a_plain_model_and_the_adapter_beside_it(recipe, cache, tmp_path):
+    code, _, err = recipe("finetune_blip", *QUICK, "--lora_rank", "4", "--output_dir", "o")
+    assert code == 0, err
+    assert (tmp_path / "o" / "adapter" / "adapter_model.safetensors").exists()
+    assert isinstance(AutoModel.from_pretrained(tmp_path / "o"), BlipCaptioner)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--image_folder", "nowhere"), "image folder nowhere does not exist"),
+        (("--image_folder", "d", "--text_columns", "findngs"), "findngs.*findings"),
+        (("--image_folder", "d", "--image_column", "picture"), "picture"),
+        (("--image_folder", "d", "--prompt", "a very long prompt " * 30), "leaves no room for a report"),
+        (("--image_folder", "d", "--max_length", "400"), "lower --max_length"),
+        (("--image_folder", "d", "--model_name_or_path", "nowhere"), "nowhere"),
+        (("--image_folder", "d", "--resume_from_checkpoint", "nowhere"), "no whole checkpoint"),
+        (("--image_folder", "d", "--output_dir", "."), "--overwrite_output_dir"),
+    ],
+)
+def test_bad_input_ends_in_one_line(recipe, options, message, tmp_path):
+    table = write_table(tmp_path, ROWS)
+    (tmp_path / "run.json").write_text("{}")
+    code, _, err = recipe("finetune_blip", "--dataset", str(table), "--max_steps", "1", *options)
+    assert code == 1
+    assert "Traceback" not in err and re.search(message, err), err
+
+
+def test_broken_images_are_named_and_left_out_and_all_broken_is_an_error(recipe, tmp_path):
+    table = write_table(tmp_path, ROWS)
+    (tmp_path / "d" / "3.png").write_bytes(b"no image")
+    (tmp_path / "d" / "4.png").unlink()
+    options = ["--dataset", str(table), "--image_folder", "d", "--image_size", "32", "--max_steps", "1"]
+    code, _, err = recipe("finetune_blip", *options, "--output_dir", "o")
+    assert code == 0, err
+    rejected = [json.loads(line) for line in (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()]
+    broken = {Path(entry["file"]).name for entry in rejected if entry["reason"] == "image cannot be read"}
+    assert broken == {"3.png", "4.png"}
+    assert [entry["study_id"] for entry in rejected if entry["reason"] == "no image"] == ["3", "4"]
+    for path in (tmp_path / "d").iterdir():
+        path.write_bytes(b"")
+    code, _, err = recipe("finetune_blip", *options, "--output_dir", "p")
+    assert code == 1 and "none of 12 images" in err
+
+
+def test_an_empty_text_column_is_an_error(recipe, tmp_path):
+    table = write_table(tmp_path, [f"{number}.png,p{number}," for number in range(12)])
+    code, _, err = recipe("finetune_blip", "--dataset", str(table), "--image_folder", "d")
+    assert code == 1 and "findings" in err
+
+
+@pytest.mark.parametrize(("stock", "name"), [(BlipForConditionalGeneration, "blip"), (GitForCausalLM, "git")])
+def test_a_published_checkpoint_trains_and_another_family_is_refused(recipe, stock, name, cache, tmp_path):
+    ours = {"blip": BlipCaptioner, "git": GitCaptioner}[name]
+    tokenizer = train_tokenizer(["heart size is normal"])
+    small = ours.tiny(tokenizer, 32)
+    plain = stock(stock.config_class.from_dict(small.config.to_dict()))
+    plain.load_state_dict(small.state_dict())
+    plain.save_pretrained(tmp_path / "published")
+    ours.tiny_processor(tokenizer, 32).save_pretrained(tmp_path / "published")
+    named = ["--model_name_or_path", "published", *QUICK, "--output_dir"]
+    code, _, err = recipe(f"finetune_{name}", *named, "o")
+    assert code == 0, err
+    code, _, err = recipe("finetune_git" if name == "blip" else "finetune_blip", *named, "p")
+    assert code == 1 and "holds a" in err

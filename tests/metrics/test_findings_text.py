@@ -1,0 +1,65 @@
+"""F1 of findings against counting by hand and against scikit-learn."""
+
+import math
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score
+
+from hf_medvlm.labels import CHEXPERT_14
+from hf_medvlm.language.findings import label_report
+from hf_medvlm.metrics.findings_text import findings_f1
+
+REFERENCES = [
+    "Small left effusion. Mild cardiomegaly.",
+    "The heart is normal. The lungs are clear.",
+    "Possible pneumonia. No effusion.",
+    "Right pneumothorax with a chest tube.",
+]
+PREDICTIONS = [
+    "Small left effusion. The heart is normal.",
+    "The lungs are clear.",
+    "Opacity may represent pneumonia. Small effusion.",
+    "",
+]
+
+
+def test_counted_by_hand():
+    found = findings_f1(PREDICTIONS, REFERENCES)
+    # hits: effusion, No Finding, pneumonia; extra: opacity, effusion; missed: cardiomegaly, pneumothorax, devices
+    assert found.metrics["findings_f1_micro"] == pytest.approx(2 * 3 / (5 + 6))
+    # effusion 2/3, No Finding 1, Pneumonia 1; opacity, cardiomegaly, pneumothorax and devices 0
+    assert found.metrics["findings_f1_macro"] == pytest.approx((2 / 3 + 1 + 1) / 7)
+    assert found.per_study == pytest.approx([2 / 3, 1.0, 0.5, 0.0])
+    effusion = found.per_finding["Pleural Effusion"]
+    assert effusion == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "n": 1}
+    assert math.isnan(found.per_finding["Fracture"]["f1"]) and found.per_finding["Fracture"]["n"] == 0
+    assert set(found.protocol) == set(found.metrics)
+
+
+def test_equals_scikit_learn():
+    said, true = (
+        np.array([[v in (1, -1) for v in label_report(t).values()] for t in s]) for s in (PREDICTIONS, REFERENCES)
+    )
+    occurring = [i for i in range(14) if said[:, i].any() or true[:, i].any()]
+    found = findings_f1(PREDICTIONS, REFERENCES).metrics
+    assert found["findings_f1_micro"] == pytest.approx(f1_score(true, said, average="micro"))
+    assert found["findings_f1_macro"] == pytest.approx(
+        f1_score(true[:, occurring], said[:, occurring], average="macro")
+    )
+
+
+@pytest.mark.parametrize("texts", [[], ["", ""], ["Thank you."]])
+def test_undefined_is_nan_never_zero(texts):
+    found = findings_f1(texts, texts)
+    assert all(math.isnan(value) for value in [*found.metrics.values(), *found.per_study])
+    assert list(found.per_finding) == list(CHEXPERT_14)
+
+
+def test_equal_texts_score_one():
+    assert set(findings_f1(REFERENCES, REFERENCES).metrics.values()) == {1.0}
+
+
+def test_lengths_must_agree():
+    with pytest.raises(ValueError, match="2 and 1"):
+        findings_f1(["a", "b"], ["a"])
