@@ -1,60 +1,82 @@
-"""`python -m hf_medvlm`: the environment for a bug report; the figures, report page, card and push of a run."""
+"""hf_medvlm: train medical vision-language models, and use what was trained."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
+import os
 import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from hf_medvlm import __version__
+
+# Name -> (module, help in one line). `hf_medvlm/commands/__init__.py` says what such a module holds.
+COMMANDS = {
+    "train": ("hf_medvlm.commands.train", "train a model: run one of the recipes"),
+    "prepare": ("hf_medvlm.commands.prepare", "turn a corpus into one master file of studies"),
+    "evaluate": ("hf_medvlm.commands.evaluate", "score a trained model on a data set"),
+    "report": ("hf_medvlm.commands.report", "draw a finished run's figures, report page and card again"),
+    "push": ("hf_medvlm.commands.push", "push a finished run's model to the Hub"),
+    "doctor": ("hf_medvlm.commands.doctor", "print the environment, as a bug report needs it"),
+}
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run one command; bad input ends in one line that says what to do."""
-    parser = argparse.ArgumentParser(prog="python -m hf_medvlm", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("doctor", help="print the environment, as a bug report needs it")
-    report = commands.add_parser("report", help="draw the figures, report.html and the card of a finished run anew")
-    report.add_argument("folder", help="the --output_dir of the run")
-    push = commands.add_parser("push", help="push a finished run's model to the Hub, and nothing else of it")
-    push.add_argument("folder", help="the --output_dir of the run")
-    push.add_argument("repo", help="name or owner/name on the Hub")
-    push.add_argument("--public", action="store_true", help="to a public repository (private is the default)")
-    push.add_argument(
-        "--hub_public_acknowledged",
-        action="store_true",
-        help="yes, weights that saw credentialed data may go into a public repository",
-    )
-    push.add_argument("--dry_run", action="store_true", help="list the files that would be sent, and send none")
-    args = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command; bad input ends in one line that says what to do.
+
+    `HF_MEDVLM_DEBUG=1` shows the traceback all the same.
+
+    Raises:
+        SystemExit: 2 for a command line that cannot be read, 1 for any other bad input.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words and words[0].startswith("--local_rank="):  # DeepSpeed's launcher writes it in front of all other words
+        words = words[1:] + words[:1]
+    parser = _top_parser()
+    args = parser.parse_args(words[:1])
+    if args.command is None:
+        parser.print_help()
+        return
+    module = importlib.import_module(COMMANDS[args.command][0])
     try:
-        {"doctor": _doctor, "report": _report, "push": _push}[args.command](args)
-    except (ValueError, OSError) as error:
+        module.run(_parse(args.command, module, words[1:]))
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("HF_MEDVLM_DEBUG"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _doctor(args: argparse.Namespace) -> None:
-    from hf_medvlm.doctor import report
+def _top_parser() -> argparse.ArgumentParser:
+    """The parser of the first word: a command, or an option of the program itself."""
+    width = max(map(len, COMMANDS)) + 2
+    table = "\n".join(f"  {name:<{width}}{text}" for name, (_, text) in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="hf-medvlm",
+        usage="hf-medvlm COMMAND [options]",
+        description=__doc__,
+        epilog=f"commands:\n{table}\n\n`hf-medvlm COMMAND --help` lists a command's options.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("command", nargs="?", metavar="COMMAND", choices=[*COMMANDS], help="one of the commands below")
+    parser.add_argument("--version", action="version", version=f"hf-medvlm {__version__}")
+    return parser
 
-    print(report())
 
-
-def _report(args: argparse.Namespace) -> None:
-    from hf_medvlm.figures import draw_all, write_report
-    from hf_medvlm.sharing.hub import write_model_card
-
-    for path in (*draw_all(args.folder), write_report(args.folder), write_model_card(args.folder)):
-        print(path)
-
-
-def _push(args: argparse.Namespace) -> None:
-    from hf_medvlm.sharing.hub import files_to_push, push, write_model_card
-
-    if args.dry_run:
-        write_model_card(args.folder, args.repo)
-        for path in files_to_push(args.folder):
-            print(f"{path.stat().st_size:>14,} bytes  {path.name}")
-        return
-    acknowledged = args.hub_public_acknowledged
-    print(push(args.folder, args.repo, private=not args.public, public_acknowledged=acknowledged))
+def _parse(name: str, module: ModuleType, words: list[str]) -> argparse.Namespace | list[str]:
+    """The options of one command, read by its own parser; the words themselves where another parser reads them."""
+    if getattr(module, "TAKES_ALL_WORDS", False):
+        return words
+    parser = argparse.ArgumentParser(
+        prog=f"hf-medvlm {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    module.add_arguments(parser)
+    return parser.parse_args(words)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ def main(argv: list[str] | None = None) -> object:
         draw_all(drawn)
         return write_report(drawn)
     path = option_of(argv, "model_name_or_path")
+    if path is None and {"-h", "--help"} & set(argv):
+        print(f"usage: evaluate_run.py --model_name_or_path RUN [options of its recipe]\n\n{__doc__}")
+        sys.exit(0)
     if path is None:
         raise ValueError("name the model to score with --model_name_or_path, or a run to draw with --figures_only")
     found = model_type_of(path)

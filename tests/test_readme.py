@@ -11,12 +11,15 @@ import importlib
 import json
 import re
 import shlex
+from argparse import ArgumentParser
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from made_run import make_run
 
+from hf_medvlm.__main__ import COMMANDS as COMMANDS_OF_OURS
+from hf_medvlm.__main__ import _parse, main
 from hf_medvlm.data.study import write_jsonl
 from hf_medvlm.training import arguments
 
@@ -159,10 +162,33 @@ def test_commands_parse(name, monkeypatch, checkout):
         check_pip(words)
     elif words[0] == "pytest":
         assert all((ROOT / word).exists() for word in words[1:] if not word.startswith("-"))
-    elif words[:3] == ["python", "-m", "hf_medvlm"]:
-        assert words[3] in ("doctor", "report", "push")
+    elif (ours := words_of_command(words)) is not None:
+        parse_command(ours, monkeypatch)
     else:
         assert words[0] in NEED_THE_INTERNET + SHELL, f"nobody checks this command: {COMMANDS[name]}"
+
+
+def words_of_command(words: list[str]) -> list[str] | None:
+    """What follows `hf-medvlm` or `python -m hf_medvlm`, bare or under a launcher; None for any other command."""
+    if words[0] == "hf-medvlm":
+        return words[1:]
+    for flag in ("-m", "--module"):
+        if "hf_medvlm" in words and words[words.index("hf_medvlm") - 1] == flag:
+            place = words.index("hf_medvlm")
+            check_launcher(words[: place - 1], "script.py")
+            return words[place + 1 :]
+    return None
+
+
+def parse_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a command of `hf-medvlm` read its options, and run nothing."""
+    name, *rest = words
+    if name == "train" and rest:
+        parse_recipe(rest[0], rest[1:], monkeypatch)
+    elif name == "prepare":
+        parse_recipe("prepare_data", rest, monkeypatch)
+    else:
+        _parse(name, importlib.import_module(COMMANDS_OF_OURS[name][0]), rest)
 
 
 def check_pip(words: list[str]) -> None:
@@ -230,28 +256,31 @@ def test_recipes_commands_dry_run(name, corpus, splits, checkout, capsys):
 
 
 def test_commands_on_a_finished_run(tmp_path, monkeypatch, capsys):
-    from hf_medvlm.__main__ import main
-
     monkeypatch.chdir(tmp_path)
     make_run(tmp_path / "runs" / "finetune_blip" / "1", studies=1)
     ran = 0
     for command in COMMANDS.values():
-        words = shlex.split(command)
-        if words[:3] == ["python", "-m", "hf_medvlm"]:
-            main(words[3:])
+        words = words_of_command(shlex.split(command))
+        if words and words[0] in ("doctor", "report", "push"):
+            main(words)
             ran += 1
     assert ran >= 3 and "report.html" in capsys.readouterr().out
 
 
 def known_options() -> set[str]:
-    """Every option that a recipe, `prepare_data` or `python -m hf_medvlm` takes."""
+    """Every option that a recipe, `prepare_data` or a command of `hf-medvlm` takes."""
     from hf_medvlm.data.prepare_options import _parser
     from hf_medvlm.training.legacy import RENAMED
 
     found = set()
     for path in sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "hf_medvlm").rglob("*.py")):
         found |= set(re.findall(r"^    (\w+): [^=\n]+= option\(", path.read_text(), re.MULTILINE))
-    found |= set(arguments.MedVLMArguments.__dataclass_fields__) | set(RENAMED) | {"config", "public", "num_processes"}
+    found |= set(arguments.MedVLMArguments.__dataclass_fields__) | set(RENAMED) | {"config", "num_processes"}
+    for module in (importlib.import_module(path) for path, _ in COMMANDS_OF_OURS.values()):
+        if hasattr(module, "add_arguments"):
+            parser = ArgumentParser()
+            module.add_arguments(parser)
+            found |= {action.dest for action in parser._actions}
     for corpus in _parser("")[1].values():
         found |= {action.dest for action in corpus._actions}
     return found

@@ -11,6 +11,7 @@ from hf_medvlm.data.sources.base import Corpus, nearest
 from hf_medvlm.data.sources.iu_xray import load_iu_xray
 from hf_medvlm.data.sources.roco import load_roco
 from hf_medvlm.data.sources.table import load_table
+from hf_medvlm.shipped import find_shipped
 
 
 def parse_options(argv: Sequence[str] | None = None, description: str = "") -> Namespace:
@@ -106,7 +107,7 @@ def _yaml_options(path: str, parser: ArgumentParser) -> list[str]:
     import yaml
 
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = yaml.safe_load(find_shipped(path, "recipes", ".yaml").read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"{path}: cannot be read as YAML: {error}") from error
     if not isinstance(values, dict):

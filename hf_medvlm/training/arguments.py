@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
+from hf_medvlm.shipped import find_shipped
 from hf_medvlm.training.deepspeed import check_deepspeed, join_processes, read_deepspeed, stand_alone
 from hf_medvlm.training.folders import choose_output_dir
 from hf_medvlm.training.legacy import modernise, say
@@ -157,7 +158,10 @@ def parse(
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = HfArgumentParser(list(groups.values()), prog=Path(recipe).name, allow_abbrev=False)
-    parser.add_argument("--config", help="YAML file of options; the command line wins over it")
+    parser.add_argument(
+        "--config",
+        help="YAML file of options, or the name of a shipped one (finetune_blip); the command line wins over it",
+    )
     known = {action.dest for action in parser._actions} - {"help"}
     given = modernise(argv)
     path = parser.parse_known_args([*given])[0].config
@@ -203,7 +207,7 @@ def _agree_on_output_dir(training: TrainingArguments) -> None:
 
 
 def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
-    """The options of a YAML file, by their present names.
+    """The options of a YAML file, by their present names; a name like `finetune_blip` means the shipped file.
 
     Raises:
         SystemExit: no such file, no mapping, or a key that is none of `known` (with its line and nearest neighbour).
@@ -211,6 +215,7 @@ def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
     import yaml
 
     try:
+        path = str(find_shipped(path, "recipes", ".yaml"))
         text = Path(path).read_text(encoding="utf-8")
         content = yaml.safe_load(text) or {}
     except (OSError, yaml.YAMLError) as error:

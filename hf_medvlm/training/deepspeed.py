@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_medvlm.shipped import find_shipped
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -25,6 +27,8 @@ OPTIONS = {MICRO: "--per_device_train_batch_size", STEPS: "--gradient_accumulati
 def read_deepspeed(config: str | Path | dict[str, Any]) -> dict[str, Any]:
     """The settings of a DeepSpeed file; a dictionary comes back as a copy. Batch sizes it does not name become "auto".
 
+    A name like `zero2` means the shipped file.
+
     Raises:
         ValueError: no such file, broken JSON (with its place), or no JSON object.
     """
@@ -32,7 +36,7 @@ def read_deepspeed(config: str | Path | dict[str, Any]) -> dict[str, Any]:
         settings = dict(config)
     else:
         try:
-            settings = json.loads(Path(config).read_text(encoding="utf-8"))
+            settings = json.loads(find_shipped(config, "ds_configs", ".json").read_text(encoding="utf-8"))
         except OSError as error:
             raise ValueError(f"--deepspeed {config}: {error.strerror}") from error
         except json.JSONDecodeError as error:

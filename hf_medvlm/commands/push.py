@@ -1,0 +1,31 @@
+"""Push a finished run's model, processor and card to the Hub, and nothing else of the run. Private by default."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The run, the repository, and who may see it."""
+    parser.add_argument("folder", help="the --output_dir of the run")
+    parser.add_argument("repo", help="name or owner/name on the Hub")
+    parser.add_argument("--public", action="store_true", help="push to a public repository (private is the default)")
+    parser.add_argument(
+        "--hub_public_acknowledged",
+        action="store_true",
+        help="yes, weights that saw credentialed data may go into a public repository",
+    )
+    parser.add_argument("--dry_run", action="store_true", help="list the files that would be sent, and send none")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Push and print the address, or list the files with `--dry_run`."""
+    from hf_medvlm.sharing.hub import files_to_push, push, write_model_card
+
+    if args.dry_run:
+        write_model_card(args.folder, args.repo)
+        for path in files_to_push(args.folder):
+            print(f"{path.stat().st_size:>14,} bytes  {path.name}")
+        return
+    acknowledged = args.hub_public_acknowledged
+    print(push(args.folder, args.repo, private=not args.public, public_acknowledged=acknowledged))
