@@ -25,6 +25,7 @@ ALLOWED = {
     "figures": {"labels", "language", "data"},  # pictures of radiographs, and findings marked in the text
     "sharing": {"labels", "language", "data", "figures"},
     "training": ENGINE | {"figures", "sharing"},
+    "inference": ENGINE | {"figures", "families"},  # families by their names in the folder, never one of them
 }
 OF_A_MODEL = {"labels", "losses", "models"}
 OF_A_COLLATOR = OF_A_MODEL | {"language", "data", "collators"}
@@ -36,6 +37,7 @@ ALLOWED_BY_FILE = {  # inside families/<name>/, beside the family's own files; a
     "tiny": OF_A_MODEL,
     "collator": OF_A_COLLATOR,
     "evaluation": OF_A_COLLATOR | {"metrics", "evaluation"},
+    "inference": ENGINE | {"inference"},
 }
 FAMILY_TIES = {("patch_ib", "dual_encoder")}
 INSIDE_FUNCTIONS_ONLY = {"deepspeed", "peft", "pydicom", "matplotlib", "radgraph", "sklearn"}

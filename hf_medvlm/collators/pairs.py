@@ -83,11 +83,11 @@ class PairCollator:
     def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
         rows = as_rows(rows)
         texts = [self._text(row) for row in rows]
+        pairs = torch.tensor([pair_id(text) for text in texts])
+        return self.images(rows) | self.tokenize(texts) | {"pair_ids": pairs}
+
+    def images(self, rows: list[Row]) -> dict[str, Tensor]:
+        """`pixel_values` (B, 3, H, W) of the frontal images: the part of a batch that needs no text."""
         images = [(row, row.study.frontal) for row in rows]
-        return {
-            "pixel_values": read_pixels(
-                images, self.image_folder, self.processor.image_processor, self.training, self.seed
-            ),
-            **self.tokenize(texts),
-            "pair_ids": torch.tensor([pair_id(text) for text in texts]),
-        }
+        processor = self.processor.image_processor
+        return {"pixel_values": read_pixels(images, self.image_folder, processor, self.training, self.seed)}

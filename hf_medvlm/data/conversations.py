@@ -77,6 +77,21 @@ def with_conversation(study: Study, options: ChatOptions, prior: Study | None = 
     answer = study.text(options.sections)
     if not answer:
         raise ValueError(f"study {study.study_id!r} has no text in {', '.join(options.sections)} to answer with")
+    return _asked(study, options, prior, answer)
+
+
+def with_question(study: Study, options: ChatOptions, prior: Study | None = None, question: str = "") -> Study:
+    """The same question about a study without a report; its answer is empty.
+
+    Args:
+        question: to be asked instead of one of the options' prompts.
+    """
+    if question:
+        options = replace(options, prompts=(question,), indication=False)
+    return _asked(study, options, prior, "")
+
+
+def _asked(study: Study, options: ChatOptions, prior: Study | None, answer: str) -> Study:
     named = [(image, image.view or "frontal") for image in _chosen_images(study, options.views)]
     if options.prior and prior is not None and prior.frontal is not None:
         named.append((prior.frontal, "previous " + (prior.frontal.view or "frontal")))

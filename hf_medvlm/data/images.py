@@ -137,13 +137,18 @@ def _read_pillow(path: Path) -> Image.Image:
     with opened as image:
         _check_size(*image.size)
         image.load()
-        if image.mode.startswith("I"):  # "I;16" or, in older versions of Pillow, "I"
-            values = np.asarray(image)
-            return Image.fromarray(_to_8_bits(values, 0, _largest(values.max())))
-        ImageOps.exif_transpose(image, in_place=True)
-        if image.has_transparency_data:
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-        return image.convert("L")
+        return to_greyscale(image)
+
+
+def to_greyscale(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has read, of any mode, as `open_radiograph` gives it: mode "L"."""
+    if image.mode.startswith("I"):  # "I;16" or, in older versions of Pillow, "I"
+        values = np.asarray(image)
+        return Image.fromarray(_to_8_bits(values, 0, _largest(values.max())))
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return image.convert("L")
 
 
 def _read_dicom(path: Path) -> Image.Image:

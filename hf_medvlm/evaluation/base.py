@@ -8,13 +8,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from hf_medvlm.data.files import write_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
+
+SETTINGS = "inference.json"
+"""Beside the weights: what predictions depend on and the model does not hold (prompt, lengths, thresholds)."""
 
 
 @dataclass
@@ -100,3 +105,29 @@ class Evaluation:
     def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
         """Scores of the whole split; `outputs[name][i]` belongs to `studies[i]`."""
         raise TypeError(f"{type(self).__name__} must define score")
+
+    # -- the same model on images without a text: what `hf_medvlm/inference` runs -------------------------------------
+
+    def collate_images(self, rows: list[Row]) -> dict[str, Any]:
+        """The part of `collate` that needs no text."""
+        raise TypeError(f"{type(self).__name__} must define collate_images")
+
+    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The part of `predict` that needs no text; `predict` calls it, so that both say the same of an image."""
+        raise TypeError(f"{type(self).__name__} must define predict_images")
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """What `predictions.jsonl` says of one study without looking at a reference.
+
+        Args:
+            outputs: of `predict_images`, the row of one study.
+        """
+        raise TypeError(f"{type(self).__name__} must define describe")
+
+    def settings(self) -> dict[str, Any]:
+        """What the predictions depend on and the saved model does not hold, as plain data: `inference.json`."""
+        return {}
+
+    def write_settings(self, folder: str | Path, **more: Any) -> None:
+        """`inference.json` in a model's folder: `settings()`, and what the caller adds."""
+        write_json(Path(folder) / SETTINGS, without_nan(self.settings() | more))

@@ -63,17 +63,42 @@ class RetrievalEvaluation(Evaluation):
         return self.tensors(model, output, batch)
 
     def tensors(self, model: nn.Module, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """Embeddings (B, D), the loss's scalars (B,) each, and `zero_shot` (B, C): the margin of present over
-        absent.
-        """
+        """Embeddings (B, D), the loss's scalars (B,) each, and `zero_shot` (B, C)."""
         scalars = {n: v.expand(len(output.image_embeds)) for n, v in output.representations.items() if not v.dim()}
-        sides = torch.einsum("bd,csd->bcs", output.image_embeds, self._prompts.to(output.image_embeds))
         return {
             "image_embeds": output.image_embeds,
             "text_embeds": output.text_embeds,
-            "zero_shot": (sides[..., 0] - sides[..., 1]) * output.representations["logit_scale"],
+            "zero_shot": self.margins(output.image_embeds, output.representations["logit_scale"]),
             **{f"scalar/{name}": value for name, value in scalars.items()},
         }
+
+    def margins(self, image_embeds: Tensor, scale: Tensor) -> Tensor:
+        """(B, D), normalised -> (B, C): how much nearer each image is to the sentences for than to those against."""
+        sides = torch.einsum("bd,csd->bcs", image_embeds, self._prompts.to(image_embeds))
+        return (sides[..., 0] - sides[..., 1]) * scale
+
+    def collate_images(self, rows: list[Row]) -> dict[str, Any]:
+        return self.collator.images(rows)
+
+    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`image_embeds` (B, D), normalised, and `zero_shot` (B, C)."""
+        embeds = F.normalize(model.get_image_features(batch["pixel_values"]).float(), dim=-1)
+        if self._prompts is None:
+            self._prompts = self._embed_prompts(model, embeds.device)
+        return {"image_embeds": embeds, "zero_shot": self.margins(embeds, model.scale.float())}
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """`zero_shot` margins, their `probabilities` (a softmax over the two sides), and what is above one half."""
+        margins = outputs["zero_shot"].astype(float)
+        likely = dict(zip(self.findings, (1 / (1 + np.exp(-margins))).tolist(), strict=True))
+        return {
+            "zero_shot": dict(zip(self.findings, outputs["zero_shot"].tolist(), strict=True)),
+            "probabilities": likely,
+            "findings_prediction": {name: int(value > 0.5) for name, value in likely.items()},
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_length": self.collator.max_length, "findings": list(self.findings)}
 
     def _embed_prompts(self, model: nn.Module, device: torch.device) -> Tensor:
         """(C, 2, D): for and against each finding, the normalised mean of its sentences' embeddings."""

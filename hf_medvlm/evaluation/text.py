@@ -31,6 +31,8 @@ class GenerativeCollator(Protocol):
 
     def target(self, study: Study) -> str: ...
 
+    def settings(self) -> dict[str, Any]: ...
+
 
 @dataclass
 class TextEvaluation(Evaluation):
@@ -53,9 +55,16 @@ class TextEvaluation(Evaluation):
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows)}
 
+    def collate_images(self, rows: list[Row]) -> dict[str, Any]:
+        return {"prompts": self.collator.prompts(rows)}
+
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`nll` and `tokens` of the reference (B,), `generated` ids (B, T) without the prompt, `cut` (B,)."""
+        """`nll` and `tokens` of the reference (B,), and what `predict_images` gives."""
         output = model(**batch["loss"])
+        return {"nll": output.nll, "tokens": output.tokens} | self.predict_images(model, batch)
+
+    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`generated` ids (B, T) without the prompt, and `cut` (B,)."""
         prompts = batch["prompts"]
         ids = model.generate(
             **prompts, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=False, use_cache=True
@@ -63,10 +72,21 @@ class TextEvaluation(Evaluation):
         generated = ids[:, prompts["input_ids"].shape[1] :]
         ended = (generated == self.tokenizer.sep_token_id) | (generated == self.tokenizer.eos_token_id)
         cut = torch.where(ended.any(1), STOPPED, CUT)
-        return {"nll": output.nll, "tokens": output.tokens, "generated": generated, "cut": cut}
+        return {"generated": generated, "cut": cut}
+
+    def text_of(self, generated: np.ndarray) -> str:
+        """The text of one row of generated ids."""
+        return self.tokenizer.decode(generated, skip_special_tokens=True).strip()
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        text = self.text_of(outputs["generated"])
+        return {"prediction": text, "findings_prediction": label_report(text), "cut_off": bool(outputs["cut"] == CUT)}
+
+    def settings(self) -> dict[str, Any]:
+        return {"max_new_tokens": self.max_new_tokens, "num_beams": self.num_beams} | self.collator.settings()
 
     def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
-        texts = [self.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in outputs["generated"]]
+        texts = [self.text_of(ids) for ids in outputs["generated"]]
         references = [self.collator.target(study) for study in studies]
         scores = self.score_reports(texts, references, studies)
         scores.metrics["loss"] = float(np.sum(outputs["nll"]) / max(np.sum(outputs["tokens"]), 1))

@@ -21,6 +21,7 @@ MAY_BE_PUSHED = (
     CARD,
     "config.json",
     "generation_config.json",
+    "inference.json",
     "model.safetensors",
     "model-?????-of-?????.safetensors",
     "model.safetensors.index.json",

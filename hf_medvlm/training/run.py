@@ -103,6 +103,9 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
     for name, split in (("eval", "validate"), ("test", "test")):
         if splits.studies[split]:
             results[name] = trainer.scores(StudyRows(splits.studies[split]))
+    if main_process and trainer.evaluation and not training.evaluate_only:
+        half = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
+        trainer.evaluation.write_settings(folder, autocast=half)
     if is_adapted(trainer.model) and args.model.merge_lora and not training.evaluate_only:
         write_merged(trainer, folder)
     if main_process:

@@ -101,6 +101,19 @@ class PriorCollator(PairCollator):
     def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
         rows = as_rows(rows)
         batch = super().__call__(rows)
+        if self.progression_findings:
+            labels = [progression_labels(row.study, self.progression_findings) for row in rows]
+            # without the previous image nothing can be said of a change
+            batch["progression"] = torch.tensor(labels).masked_fill(~batch["has_previous"][:, None], IGNORE_INDEX)
+        if self.findings:
+            states = [[row.study.labels.get(name) for name in self.findings] for row in rows]
+            known = [[state if state in (0, 1) else IGNORE_INDEX for state in row] for row in states]
+            batch["findings"] = torch.tensor(known)
+        return batch
+
+    def images(self, rows: list[Row]) -> dict[str, Tensor]:
+        """`pixel_values`, `previous_pixel_values` and `has_previous`."""
+        batch = super().images(rows)
         has_previous = torch.tensor([row.study.study_id in self.priors for row in rows])
         previous = torch.zeros_like(batch["pixel_values"])
         later = [row for row in rows if row.study.study_id in self.priors]
@@ -108,13 +121,4 @@ class PriorCollator(PairCollator):
             images = [(row, self.priors[row.study.study_id].frontal) for row in later]
             processor = self.processor.image_processor
             previous[has_previous] = read_pixels(images, self.image_folder, processor, self.training, self.seed)
-        batch |= {"previous_pixel_values": previous, "has_previous": has_previous}
-        if self.progression_findings:
-            labels = [progression_labels(row.study, self.progression_findings) for row in rows]
-            # without the previous image nothing can be said of a change
-            batch["progression"] = torch.tensor(labels).masked_fill(~has_previous[:, None], IGNORE_INDEX)
-        if self.findings:
-            states = [[row.study.labels.get(name) for name in self.findings] for row in rows]
-            known = [[state if state in (0, 1) else IGNORE_INDEX for state in row] for row in states]
-            batch["findings"] = torch.tensor(known)
-        return batch
+        return batch | {"previous_pixel_values": previous, "has_previous": has_previous}

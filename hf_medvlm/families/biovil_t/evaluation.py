@@ -84,26 +84,53 @@ class BioViLTEvaluation(RetrievalEvaluation):
         alone = output
         if model.config.temporal and (has_text or output.progression_logits is not None):
             alone = model(pixel_values=batch["pixel_values"])
-        found = {"size": batch["sizes"]}
+        found = {"size": batch["sizes"]} | self._of_the_image(model, output, output.representations.get("logit_scale"))
         if output.progression_logits is not None:
-            found["progression"] = output.progression_logits
             found["progression_without_prior"] = alone.progression_logits
-        if output.finding_logits is not None:
-            found["findings"] = output.finding_logits
         if not has_text:
             return found
-        if self._prompts is None:
-            self._prompts = self._embed_prompts(model, output.image_embeds.device)
+        if self._similar is None:
             self._similar = sentence_similarity(model, self.collator.processor.tokenizer, self._pairs[0])
-        scale, prompts = output.representations["logit_scale"], self._prompts.to(output.image_embeds)
-        sides = torch.einsum("bd,csd->bcs", output.image_embeds, prompts)
         return found | {
-            "image_embeds": output.image_embeds,
             "text_embeds": output.text_embeds,
-            "zero_shot": (sides[..., 0] - sides[..., 1]) * scale,
-            "scalar/logit_scale": scale.expand(len(output.image_embeds)),
+            "scalar/logit_scale": output.representations["logit_scale"].expand(len(output.image_embeds)),
             "similarity": self._similarities(model, alone.patch_embeds, batch),
         }
+
+    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`image_embeds` (B, D), `zero_shot` (B, C) of a model with a text side, `progression` and `findings` of its
+        classifiers, and `has_previous` (B,).
+        """
+        names = ["pixel_values", "previous_pixel_values", "has_previous"][: 3 if model.config.temporal else 1]
+        output = model(**{name: batch[name] for name in names})
+        scale = model.scale if model.config.text_config is not None else None
+        return self._of_the_image(model, output, scale) | {"has_previous": batch["has_previous"]}
+
+    def _of_the_image(self, model: nn.Module, output: Any, scale: Tensor | None) -> dict[str, Tensor]:
+        """What `output` says of each image, whatever its report says; zero-shot where there is a `scale`."""
+        logits = {"progression": output.progression_logits, "findings": output.finding_logits}
+        found = {name: value for name, value in logits.items() if value is not None}
+        found["image_embeds"] = output.image_embeds
+        if scale is not None:
+            if self._prompts is None:
+                self._prompts = self._embed_prompts(model, output.image_embeds.device)
+            found["zero_shot"] = self.margins(output.image_embeds, scale)
+        return found
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Findings of the trained classifier where there is one, else zero-shot; progression where there is a prior."""
+        said = super().describe(outputs) if "zero_shot" in outputs else {}
+        if "findings" in outputs:
+            likely = (1 / (1 + np.exp(-outputs["findings"].astype(float)))).tolist()
+            said["probabilities"] = dict(zip(self.collator.findings, likely, strict=True))
+            said["findings_prediction"] = {name: int(p > 0.5) for name, p in said["probabilities"].items()}
+        if "progression" in outputs and outputs["has_previous"]:
+            states = outputs["progression"].argmax(-1)
+            said["progression_prediction"] = {
+                name: PROGRESSIONS[state]
+                for name, state in zip(self.collator.progression_findings, states, strict=True)
+            }
+        return said
 
     def _similarities(self, model: nn.Module, patch_embeds: Tensor, batch: dict[str, Any]) -> Tensor:
         """Smoothed cosine maps of each study's phrases, (B, most phrases of a study, h, w), NaN where there is none."""
@@ -138,6 +165,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
     def _score_sentences(self, scores: Scores) -> None:
         same = np.array(self._pairs[1])
         found = sentence_pair_scores(self._similar.numpy(), same)
+        self._similar = None  # the next evaluation has other weights
         scores.metrics |= {f"nli_{name}": value for name, value in found.items()}
         scores.baselines["all_contradict"] = {"nli_accuracy": float(1 - same.mean()), "nli_auc": 0.5}
         scores.protocol["sentences"] = (

@@ -206,8 +206,13 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
             tokens = text_model.project(text_model.encode(input_ids, attention_mask)).float()  # (B, T, D)
             rows |= {"text_embeds": normalize(tokens[:, 0], dim=-1), "token_embeds": normalize(tokens, dim=-1)}
             rows["token_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            rows["logit_scale"] = self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp().float().reshape(())
+            rows["logit_scale"] = self.scale
         return rows
+
+    @property
+    def scale(self) -> Tensor:
+        """(), the inverse temperature, bounded. Under ZeRO-3 it can be read only inside `forward`."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp().float().reshape(())
 
     def loss_terms_of(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """The weighted terms that sum to the loss, by name, as far as `rows` holds what they need.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,10 @@ class CaptionCollator:
     def target(self, study: Study) -> str:
         """The text that the model is to write."""
         return study.text(self.sections)
+
+    def settings(self) -> dict[str, Any]:
+        """What a prompt depends on and the model does not hold."""
+        return {"prompt": self.prompt, "max_length": self.max_length, "sections": list(self.sections)}
 
     def token_count(self, study: Study) -> int:
         """Length of the study's whole sequence before it is cut to `max_length`."""

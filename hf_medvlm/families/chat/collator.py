@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,10 @@ class ChatCollator:
     def target(self, study: Study) -> str:
         """The text that the model is to write: the last answer."""
         return answer_of(self.talk(study))
+
+    def settings(self) -> dict[str, Any]:
+        """What a prompt depends on and the model does not hold."""
+        return {"template": self.template, "max_length": self.max_length, "options": asdict(self.options)}
 
     def token_count(self, study: Study) -> int:
         """Length of the study's whole sequence before it is cut to `max_length`."""

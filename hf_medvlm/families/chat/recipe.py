@@ -56,14 +56,19 @@ def load_conversations(args: SimpleNamespace) -> Splits:
         if data.data_path is not None:
             return _read_conversations(data)
         splits = load_splits(**{field.name: getattr(data, field.name) for field in fields(DataArguments)})
-    options = ChatOptions(
+    options = chat_options(data)
+    return replace(splits, studies={name: with_conversations(found, options) for name, found in splits.studies.items()})
+
+
+def chat_options(data: ChatDataArguments) -> ChatOptions:
+    """How `--dataset`'s studies become conversations."""
+    return ChatOptions(
         prompts=tuple(prompt.strip() for prompt in data.prompts.split("|")),
         sections=split_names(data.sections),
         indication=data.indication,
         views=data.views,
         prior=data.prior,
     )
-    return replace(splits, studies={name: with_conversations(found, options) for name, found in splits.studies.items()})
 
 
 def _read_conversations(data: ChatDataArguments) -> Splits:
@@ -219,6 +224,7 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
             splits.image_folder,
             template=args.model.version,
             max_length=args.training.model_max_length,
+            options=chat_options(args.data),
             packing=training and args.training.packing,
             training=training and args.training.augment,
             seed=args.training.seed,

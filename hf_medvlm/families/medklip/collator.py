@@ -102,15 +102,19 @@ class FindingsCollator:
 
     def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
         rows = as_rows(rows)
-        images = [(row, row.study.frontal) for row in rows]
         triplets = [study_triplets(row.study) for row in rows]
         labels = [entity_states(found, self.entities, self.unmentioned) for found in triplets]
         index = [self._sample_positions(row, found) for row, found in zip(rows, triplets, strict=True)]
         return {
-            "pixel_values": read_pixels(images, self.image_folder, self.image_processor, self.training, self.seed),
+            **self.images(rows),
             "labels": torch.from_numpy(np.stack(labels)),
             "position_index": torch.from_numpy(np.stack(index)),
         }
+
+    def images(self, rows: list[Row]) -> dict[str, Tensor]:
+        """`pixel_values` (B, 3, H, W) of the frontal images: the part of a batch that needs no text."""
+        images = [(row, row.study.frontal) for row in rows]
+        return {"pixel_values": read_pixels(images, self.image_folder, self.image_processor, self.training, self.seed)}
 
     def _sample_positions(self, row: Row, triplets: Sequence[Triplet]) -> np.ndarray:
         """(E, K): for an entity that is present, one of its positions and K - 1 where it is not; else zeros."""

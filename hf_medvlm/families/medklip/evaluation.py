@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,11 +52,13 @@ class MedKlipEvaluation(Evaluation):
         collator: with `training=False`; its entities are the model's, then the held-out ones.
         held_out_embeddings: (H, text_size), descriptions of the last H entities, which were not trained; or None.
         thresholds: (E,), above which a probability says present; set by the first validation split that is scored.
+        text_encoder: the BERT that embedded the descriptions, None for hashing; only written down.
     """
 
     collator: FindingsCollator
     held_out_embeddings: Tensor | None = None
     thresholds: np.ndarray | None = field(default=None, repr=False)
+    text_encoder: str | None = None
 
     @property
     def trained(self) -> int:
@@ -82,8 +85,18 @@ class MedKlipEvaluation(Evaluation):
         return open_radiograph(f"{self.collator.image_folder}/{study.frontal.path}").size
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """`probability` (B, E) of being present, `maps` (B, E, h, w), `labels` (B, E), `size` (B, 2), and `evidence`
-        (B, trained, h, w), Grad-CAM where `explain` asks for it, else 0.
+        """What `predict_images` gives, `labels` (B, E), `size` (B, 2), and `evidence` (B, trained, h, w), Grad-CAM where
+        `explain` asks for it, else 0.
+        """
+        found = self.predict_images(model, batch)
+        evidence = self._evidence(model, batch, tuple(found["maps"].shape[-2:]))
+        return found | {"labels": batch["labels"], "size": batch["size"], "evidence": evidence}
+
+    def collate_images(self, rows: list[Row]) -> dict[str, Any]:
+        return self.collator.images(as_rows(rows))
+
+    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """`probability` (B, E) of being present and `maps` (B, E, h, w).
 
         Held-out entities are asked for beside the others, whose answers are those without them.
         """
@@ -95,12 +108,32 @@ class MedKlipEvaluation(Evaluation):
             answers.append(tuple(part[:, self.trained :] for part in both))
         features, maps = (torch.cat(parts, dim=1) for parts in zip(*answers, strict=True))
         probability = model.classifier(features).float().softmax(-1)[..., 1]
+        return {"probability": probability, "maps": maps.unflatten(-1, grid)}
+
+    @property
+    def limits(self) -> np.ndarray:
+        """(E,), above which a probability says present; one half where no threshold was chosen."""
+        names = self.collator.entities
+        return np.full(len(names), 0.5) if self.thresholds is None else self.thresholds
+
+    def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The entities above their thresholds, in words and as states, and every `probabilities`."""
+        names, row = list(self.collator.entities), outputs["probability"].astype(float)
+        present = {name: bool(p > limit) for name, p, limit in zip(names, row, self.limits, strict=True)}
         return {
-            "probability": probability,
-            "maps": maps.unflatten(-1, grid),
-            "labels": batch["labels"],
-            "size": batch["size"],
-            "evidence": self._evidence(model, batch, grid),
+            "prediction": ", ".join(name for name in names if present[name]),
+            "scores": dict(zip(names, np.round(row, 5).tolist(), strict=True)),
+            "findings_prediction": {name: int(present[name]) for name in names},
+        }
+
+    def settings(self) -> dict[str, Any]:
+        names, held_out = list(self.collator.entities), self.held_out_embeddings
+        return {
+            "thresholds": None if self.thresholds is None else dict(zip(names, self.thresholds.tolist(), strict=True)),
+            "held_out": {}
+            if held_out is None
+            else dict(zip(names[self.trained :], held_out.float().tolist(), strict=True)),
+            "text_encoder": shared_name(self.text_encoder),
         }
 
     def _evidence(self, model: nn.Module, batch: dict[str, Any], grid: tuple[int, int]) -> Tensor:
@@ -209,7 +242,6 @@ class MedKlipEvaluation(Evaluation):
 
     def _predictions(self, probability: np.ndarray, labels: np.ndarray, studies: list[Study]) -> list[dict[str, Any]]:
         names = list(self.collator.entities)
-        limits = np.full(len(names), 0.5) if self.thresholds is None else self.thresholds
         return [
             {
                 "study_id": study.study_id,
@@ -217,13 +249,16 @@ class MedKlipEvaluation(Evaluation):
                 "images": [image.path for image in study.images],
                 "map_image": study.images.index(study.frontal),
                 "reference": study.text(),
-                "prediction": ", ".join(name for name, p, limit in zip(names, row, limits, strict=True) if p > limit),
-                "scores": dict(zip(names, np.round(row, 5).tolist(), strict=True)),
                 "findings_reference": {n: None if np.isnan(t) else int(t) for n, t in zip(names, truth, strict=True)},
-                "findings_prediction": {n: int(p > limit) for n, p, limit in zip(names, row, limits, strict=True)},
+                **self.describe({"probability": row}),
             }
             for study, row, truth in zip(studies, probability, labels, strict=True)
         ]
+
+
+def shared_name(model: str | None) -> str | None:
+    """A Hub id as it is, of a folder on this machine only the last name: what is written here may be shared."""
+    return model if model is None or not Path(model).exists() else Path(model).name
 
 
 def location_scores(weights: np.ndarray, mask: np.ndarray) -> dict[str, float]:

@@ -205,6 +205,7 @@ def medklip_trainer(
         evaluation=MedKlipEvaluation(
             collator([*model.config.entities, *held_out], training=False),
             embed(held_out, model, options) if held_out else None,
+            text_encoder=options.text_encoder,
         ),
         train_dataset=StudyRows(splits.train),
         eval_dataset=StudyRows(splits.validate),

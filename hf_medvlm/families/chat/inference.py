@@ -1,0 +1,100 @@
+"""Chat models on new radiographs: the report that the run's evaluation would have had, and answers to questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoProcessor
+
+from hf_medvlm.data.conversations import TURNS, ChatOptions, with_question
+from hf_medvlm.data.rows import Row
+from hf_medvlm.data.study import Study
+from hf_medvlm.families.chat.collator import ChatCollator
+from hf_medvlm.families.chat.evaluation import ChatEvaluation
+from hf_medvlm.families.chat.model import LlavaReporter
+from hf_medvlm.families.chat.tiny import make_processor
+from hf_medvlm.inference.predictor import Predictor
+from hf_medvlm.models.loading import load_image_processor, load_tokenizer
+
+MODEL_TYPES = ("llava", "medvlm_llava")
+
+
+def takes(folder: Path, model_type: str | None) -> bool:
+    """Whether the folder is of this family."""
+    return model_type in MODEL_TYPES
+
+
+def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
+    """The chat model in `folder`, with the template and the prompts of its run."""
+    model = LlavaReporter.from_published(folder, dtype=dtype)
+    processor = load_chat_processor(folder, model)
+    tokenizer = processor.tokenizer
+    options = ChatOptions(**{name: _tuple(value) for name, value in settings.get("options", {}).items()})
+    collator = ChatCollator(
+        processor,
+        folder,
+        template=settings.get("template", ChatCollator.template),
+        max_length=settings.get("max_length", ChatCollator.max_length),
+        options=options,
+    )
+    written = getattr(model, "generation_config", None)
+    evaluation = ChatEvaluation(
+        collator,
+        tokenizer,
+        (),
+        max_new_tokens=settings.get("max_new_tokens") or getattr(written, "max_new_tokens", None) or 256,
+        num_beams=settings.get("num_beams") or getattr(written, "num_beams", None) or 1,
+    )
+    return ChatPredictor(model, evaluation, folder)
+
+
+def load_chat_processor(folder: Path, model: LlavaReporter) -> Any:
+    """The processor that lies beside the weights; LLaVA's usual one where only a tokenizer does."""
+    if (folder / "processor_config.json").is_file():
+        saved = AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        saved.image_processor = load_image_processor(folder)
+        return saved
+    vision = model.config.vision_config
+    return make_processor(load_tokenizer(folder), vision.image_size, vision.patch_size)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+class ChatPredictor(Predictor):
+    """Writes reports and answers questions."""
+
+    family = "a chat model"
+    abilities = frozenset({"report", "ask"})
+    priors: Mapping[str, Study] = {}
+
+    @property
+    def takes_previous(self) -> bool:  # type: ignore[override]
+        """Where it was trained with `--prior`."""
+        return self.collator.options.prior
+
+    def see(self, image_folder: str | Path | Mapping[str, Image.Image], priors: Iterable[Study] = ()) -> None:
+        super().see(image_folder, priors)
+        self.priors = {study.study_id: study for study in priors}
+
+    def collate(self, rows: list[Row], question: str = "") -> dict[str, Any]:
+        return self._batch(rows, [question] * len(rows))
+
+    def _batch(self, rows: list[Row], questions: list[str]) -> dict[str, Any]:
+        asked = questions or [""] * len(rows)
+        return self.evaluation.collate_images(
+            [replace(row, study=self._asked(row.study, text)) for row, text in zip(rows, asked, strict=True)]
+        )
+
+    def _asked(self, study: Study, question: str) -> Study:
+        """The study with the question; one that brings a conversation of its own keeps it, unless one is asked."""
+        if TURNS in study.extra and not question:
+            return study
+        prior = self.priors.get(study.prior_study_id or "")
+        return with_question(replace(study, extra={}), self.collator.options, prior, question)

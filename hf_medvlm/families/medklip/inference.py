@@ -1,0 +1,93 @@
+"""MedKLIP on new radiographs: the probability of each entity, and where the decoder looked for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hf_medvlm.families.medklip.collator import FindingsCollator
+from hf_medvlm.families.medklip.descriptions import describe, text_embeddings
+from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation
+from hf_medvlm.families.medklip.model import MedKlipModel
+from hf_medvlm.inference.predictor import Outputs, Predictor
+from hf_medvlm.labels import MEDKLIP_POSITIONS
+from hf_medvlm.language.findings import extract_triplets
+from hf_medvlm.models.loading import load_image_processor, load_strictly
+
+MODEL_TYPES = (MedKlipModel.config_class.model_type,)
+
+
+def takes(folder: Path, model_type: str | None) -> bool:
+    """Whether the folder is of this family."""
+    return model_type in MODEL_TYPES
+
+
+def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
+    """The MedKLIP in `folder`, with the thresholds and the untrained entities of its run."""
+    model = load_strictly(MedKlipModel, folder, dtype=dtype)
+    held_out = settings.get("held_out") or {}
+    entities = [*model.config.entities, *held_out]
+    positions = model.config.positions or MEDKLIP_POSITIONS
+    collator = FindingsCollator(load_image_processor(folder), folder, entities, positions)
+    limits = settings.get("thresholds")
+    # null where no validation study was positive: no probability is above NaN
+    chosen = None if limits is None else np.array([np.nan if limits.get(n) is None else limits[n] for n in entities])
+    embeddings = torch.tensor(list(held_out.values()), dtype=dtype) if held_out else None
+    predictor = MedKlipPredictor(model, MedKlipEvaluation(collator, embeddings, chosen), folder)
+    predictor.text_encoder = settings.get("text_encoder")
+    return predictor
+
+
+class MedKlipPredictor(Predictor):
+    """Looks for each entity and says how likely it is."""
+
+    family = "a MedKLIP"
+    abilities = frozenset({"findings", "ground"})
+    text_encoder: str | None = None  # what embeds descriptions: a BERT's folder, or None for hashing
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        return dict(zip(self.collator.entities, self.evaluation.limits.tolist(), strict=True))
+
+    def tell(self, outputs: Outputs) -> dict[str, Any]:
+        said, likely = super().tell(outputs), outputs["probability"].astype(float).tolist()
+        return said | {"probabilities": dict(zip(self.collator.entities, likely, strict=True))}
+
+    def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
+        """The decoder's attention for the entity that a phrase names, or for the phrase as a description.
+
+        Entities see each other in the decoder, so they are asked for together, as in the evaluation; any other phrase
+        is asked for alone beside them.
+        """
+        patches, grid = self.model.get_image_features(batch["pixel_values"], return_grid=True)
+        texts = list(dict.fromkeys(text for own in phrases for text in own))
+        found = {text: self._attention(patches, text).unflatten(-1, grid).float().cpu() for text in texts}
+        return [{text: found[text][row] for text in own} for row, own in enumerate(phrases)]
+
+    def _attention(self, patches: Tensor, phrase: str) -> Tensor:
+        """(B, P), where the decoder looks for a phrase."""
+        model, trained, known = self.model, list(self.model.config.entities), list(self.collator.entities)
+        name = next((n for n in (phrase, *(e for e, _, _ in extract_triplets(phrase))) if n in known), None)
+        if name in trained:
+            return model.query(patches)[1][:, trained.index(name)]
+        if name is None:
+            place, more = len(trained), self._embedding(phrase)[None]
+        else:
+            place, more = known.index(name), self.evaluation.held_out_embeddings
+        beside = torch.cat((model.entity_embeddings, more.to(model.entity_embeddings)))
+        return model.query(patches, beside)[1][:, place]
+
+    def _embedding(self, phrase: str) -> Tensor:
+        """(text_size,), of a phrase that names no entity of the model."""
+        try:
+            return text_embeddings([describe(phrase)], self.text_encoder, self.model.config.text_size)[0]
+        except OSError as error:
+            raise ValueError(
+                f"{phrase!r} names no entity of {self.folder}, and {self.text_encoder}, which embeds other texts for it, "
+                f"cannot be loaded; name one of {', '.join(self.collator.entities)}"
+            ) from error

@@ -1,0 +1,58 @@
+"""Patch bottlenecks on new radiographs: as dual encoders, and the patches that they keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor
+
+from hf_medvlm.collators.pairs import PairCollator
+from hf_medvlm.families.dual_encoder.inference import PairPredictor
+from hf_medvlm.families.patch_ib.evaluation import PatchEvaluation
+from hf_medvlm.families.patch_ib.model import PatchIBModel
+from hf_medvlm.inference.predictor import Predictor
+from hf_medvlm.labels import CHEXPERT_14
+from hf_medvlm.models.loading import load_strictly
+
+MODEL_TYPES = (PatchIBModel.config_class.model_type,)
+
+
+def takes(folder: Path, model_type: str | None) -> bool:
+    """Whether the folder is of this family."""
+    return model_type in MODEL_TYPES
+
+
+def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
+    """The bottleneck in `folder`."""
+    model = load_strictly(PatchIBModel, folder, dtype=dtype)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    collator = PairCollator(processor, folder, max_length=settings.get("max_length", PairCollator.max_length))
+    evaluation = PatchEvaluation(collator, model, findings=tuple(settings.get("findings", CHEXPERT_14)))
+    return PatchPredictor(model, evaluation, folder)
+
+
+class PatchPredictor(PairPredictor):
+    """A dual encoder that shows which patches it kept."""
+
+    family = "a patch bottleneck"
+    abilities = frozenset({"embed", "embed_texts", "findings", "ground"})
+
+    @property
+    def asks_the_phrase(self) -> bool:
+        """Whether the phrase decides which patches are kept; variants C to E choose by the image alone."""
+        return self.model.config.variant not in "CDE"
+
+    def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
+        """How much each patch counts beside a phrase, 0 where it was not kept."""
+        found: list[dict[str, Tensor]] = [{} for _ in phrases]
+        for text in dict.fromkeys(text for own in phrases for text in own):
+            rows = [row for row, own in enumerate(phrases) if text in own]
+            tokens = self._to_device(self.collator.tokenize([text] * len(rows)))
+            output = self.model(pixel_values=batch["pixel_values"][rows], **tokens)
+            for row, salience, kept in zip(rows, output.salience, output.kept, strict=True):
+                found[row][text] = (salience * kept).float().cpu()
+        return found

@@ -1,0 +1,142 @@
+"""`load`: a run, a checkpoint or a Hub id -> the `Predictor` of its family, found by what the folder holds."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import pkgutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from hf_medvlm.evaluation.base import SETTINGS
+from hf_medvlm.inference.predictor import Predictor
+from hf_medvlm.models.loading import model_type_of
+
+
+def load(
+    run_or_checkpoint: str | Path,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    batch_size: int = 8,
+) -> Predictor:
+    """A trained model that can be asked about radiographs.
+
+    Args:
+        run_or_checkpoint: the folder of a run, one of its checkpoints, any folder that `save_pretrained` wrote for a
+            family, the original project's files where a family reads them, or a Hub id.
+        device: an accelerator where there is one, by default.
+        dtype: of the weights, "bfloat16" for example. By default float32, computing in the half precision that the run
+            was evaluated in.
+        batch_size: images at a time.
+
+    Raises:
+        ValueError: no such folder, nothing in it that a family knows, weights that do not fit, an unknown dtype.
+
+    Example:
+        >>> model = load("runs/finetune_blip/1")
+        >>> model.report("chest.dcm")
+        'The heart is normal in size. No pleural effusion.'
+    """
+    import hf_medvlm.families  # noqa: F401  registers the families with the Auto classes
+
+    folder = find_folder(run_or_checkpoint)
+    family = family_of(folder)
+    settings = read_settings(folder)
+    where = torch.device(device) if device is not None else _accelerator()
+    half = None if dtype is not None else settings.get("autocast")
+    predictor = family.load_predictor(folder, settings, _dtype(dtype))
+    predictor.model.to(where)
+    predictor.folder, predictor.batch_size = Path(run_or_checkpoint), batch_size
+    predictor.autocast = _dtype(half) if half and _knows(where, half) else None
+    return predictor
+
+
+def find_folder(path: str | Path) -> Path:
+    """The folder itself, or that of a Hub repository's files once they are fetched.
+
+    Raises:
+        ValueError: neither a folder here nor a repository that can be reached.
+    """
+    folder = Path(path)
+    if folder.exists():
+        return folder
+    name = str(path)
+    if folder.is_absolute() or name.startswith(("./", "../", "~", "runs/")) or name.count("/") != 1:
+        raise ValueError(f"{path}: there is no such run or checkpoint; name the --output_dir of a run, or a Hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the Hub's client raises errors of several libraries
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} is no folder here and cannot be fetched from the Hub: {first}") from error
+
+
+def families() -> Iterator[ModuleType]:
+    """The `inference` module of every family that has one."""
+    import hf_medvlm.families as package
+
+    for family in pkgutil.iter_modules(package.__path__):
+        name = f"{package.__name__}.{family.name}.inference"
+        if family.ispkg and importlib.util.find_spec(name) is not None:
+            yield importlib.import_module(name)
+
+
+def family_of(folder: Path) -> ModuleType:
+    """The `inference` module of the family that takes this folder.
+
+    Raises:
+        ValueError: none does; the message says what is there.
+    """
+    model_type = model_type_of(folder) if (folder / "config.json").is_file() else None
+    known = list(families())
+    for family in known:
+        if family.takes(folder, model_type):
+            return family
+    if model_type is None:
+        model_type_of(folder)  # says what is there instead of a config.json
+    names = ", ".join(name for family in known for name in family.MODEL_TYPES)
+    raise ValueError(f"{folder} holds a {model_type!r} model, which no family here knows; they know {names}")
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """`inference.json` of a run; a checkpoint inside a run shares that of the run. Empty where there is none.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
+        path = place / SETTINGS
+        if path.is_file():
+            try:
+                settings = json.loads(path.read_text(encoding="utf-8"))
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
+            if not isinstance(settings, dict):
+                raise ValueError(f"{path}: expected one JSON object, found a {type(settings).__name__}")
+            return settings
+    return {}
+
+
+def _accelerator() -> torch.device:
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def _dtype(name: str | torch.dtype | None) -> torch.dtype:
+    if name is None:
+        return torch.float32
+    found = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ValueError(f"dtype {name!r} is none that weights can have; use float32, bfloat16 or float16")
+    return found
+
+
+def _knows(device: torch.device, half: str) -> bool:
+    """Whether the device computes in this half precision: float16 is the accelerators' alone."""
+    return half == "bfloat16" or device.type != "cpu"
