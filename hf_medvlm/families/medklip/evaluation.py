@@ -85,8 +85,8 @@ class MedKlipEvaluation(Evaluation):
         return open_radiograph(f"{self.collator.image_folder}/{study.frontal.path}").size
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        """What `predict_images` gives, `labels` (B, E), `size` (B, 2), and `evidence` (B, trained, h, w), Grad-CAM where
-        `explain` asks for it, else 0.
+        """What `predict_images` gives, `labels` (B, E), `size` (B, 2), and `evidence` (B, trained, h, w), Grad-CAM
+        where `explain` asks for it, else 0.
         """
         found = self.predict_images(model, batch)
         evidence = self._evidence(model, batch, tuple(found["maps"].shape[-2:]))

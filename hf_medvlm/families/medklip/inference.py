@@ -88,6 +88,6 @@ class MedKlipPredictor(Predictor):
             return text_embeddings([describe(phrase)], self.text_encoder, self.model.config.text_size)[0]
         except OSError as error:
             raise ValueError(
-                f"{phrase!r} names no entity of {self.folder}, and {self.text_encoder}, which embeds other texts for it, "
-                f"cannot be loaded; name one of {', '.join(self.collator.entities)}"
+                f"{phrase!r} names no entity of {self.folder}, and {self.text_encoder}, which embeds other texts for "
+                f"it, cannot be loaded; name one of {', '.join(self.collator.entities)}"
             ) from error
