@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_medvlm.families.dual_encoder.model import DualEncoderModel
     from hf_medvlm.families.medklip.model import MedKlipModel
     from hf_medvlm.families.patch_ib.model import PatchIBModel
+    from hf_medvlm.inference.loading import load
     from hf_medvlm.training.trainer import MedVLMTrainer
 
 __version__ = "0.1.0"
@@ -31,6 +32,7 @@ __all__ = [
     "PatchIBModel",
     "Study",
     "__version__",
+    "load",
 ]
 
 _MODULES = {  # public name -> the module that defines it
@@ -43,6 +45,7 @@ _MODULES = {  # public name -> the module that defines it
     "MedVLMTrainer": "training.trainer",
     "PatchIBModel": "families.patch_ib.model",
     "Study": "data.study",
+    "load": "inference.loading",
 }
 
 
