@@ -56,6 +56,7 @@ PLACES: tuple[tuple[str, str], ...] = (
     (r"cavo-?atrial(?: junction)?", "cavoatrial junction"),
     (r"cardio-?mediastin\w+(?: silhouettes?| contours?)?", "heart size+mediastinal"),
     (r"retro-?cardiac", "retrocardiac"),
+    (r"cardio-?thoracic ratio|ctr", "heart size"),
     (r"cardio-?pulmonary|cardio-?thoracic|intra-?thoracic|cardio-?respiratory", "cardiopulmonary"),
     (r"(?:cardiac|heart) borders?", "heart border"),
     (r"right atri(?:um|al)", "right atrium"),
@@ -91,10 +92,20 @@ PLACES: tuple[tuple[str, str], ...] = (
     ),
 )
 
+# Short words for a lobe or zone with its side.
+SIDED_PLACES: tuple[tuple[str, str, str], ...] = tuple(
+    (rf"{letter}{short}", side, organ)
+    for letter, side in (("r", "right"), ("l", "left"))
+    for short, organ in (
+        *(("ul", "upper lobe"), ("ml", "middle lobe"), ("ll", "lower lobe")),
+        *(("uz", "upper lung"), ("mz", "mid lung"), ("lz", "base"), ("hd", "diaphragm")),
+    )
+)
+
 SIDES: tuple[tuple[str, str], ...] = (
-    (r"left(?:-sided)?", "left"),
-    (r"right(?:-sided)?", "right"),
-    (r"bilateral\w*|both", "both"),
+    (r"left(?:-sided)?|lt", "left"),
+    (r"right(?:-sided)?|rt", "right"),
+    (r"bilateral\w*|both|bilat|b/l", "both"),
 )
 
 # Words that name no finding, though a part of them does elsewhere.
@@ -112,49 +123,82 @@ _OPACITY, _LESION, _DEVICES = "Lung Opacity", "Lung Lesion", "Support Devices"
 
 TERMS: tuple[Term, ...] = (
     # Pleura
-    Term(r"(?:hydro-?)?pneumothora\w+|ptx", "pneumothorax", "Pneumothorax", "pleural"),
+    Term(r"(?:hydro-?|haemo-?|hemo-?)?pneumothora\w+|ptx(?:es)?|pnx", "pneumothorax", "Pneumothorax", "pleural"),
     Term(r"pleural air(?: collections?)?", "pneumothorax", "Pneumothorax", "pleural", named=True),
-    Term(r"effusions?|(?:hydro|hemo)-?thora(?:x|ces)|empyema", "effusion", "Pleural Effusion", "pleural"),
-    Term(r"pleural fluid", "effusion", "Pleural Effusion", "pleural", named=True),
     Term(
-        r"(?:pleural|apical|fissural|pleuro-?parenchymal)[ -](?:thickening|scarring|capp?(?:ing)?)",
+        r"effusions?|effs?|(?:hydro|ha?emo|chylo)-?thora(?:x|ces)|empyema\w*", "effusion", "Pleural Effusion", "pleural"
+    ),
+    Term(
+        r"pleural (?:space )?(?:fluid|collections?)|(?:fluid|collection) in the (?:(?:left|"
+        r"right) )?pleural (?:space|cavity)",
+        *("effusion", "Pleural Effusion", "pleural"),
+        named=True,
+    ),
+    Term(
+        r"(?:pleural|apical|fissural|biapical|pleuro-?parenchymal)[ -](?:thickening|scarring|"
+        r"capp?(?:ing)?|fibrosis|nodularity)",
         *("thicken", "Pleural Other", "pleural"),
         named=True,
     ),
     Term(
-        r"pleural (?:based )?(?:plaques?|calcifications?)|fibrothorax",
+        r"pleural (?:based )?(?:plaques?|calcifications?|plaquing)|calcified pleura\w*(?: plaques?)?|fibrothorax",
         *("calcification", "Pleural Other", "pleural"),
         named=True,
     ),
     # Heart and vessels
-    Term(r"cardiomegal\w+", "cardiomegaly", "Cardiomegaly", "heart size", named=True),
+    Term(r"cardio-?megal\w+", "cardiomegaly", "Cardiomegaly", "heart size", named=True),
     Term(
-        r"(?:heart|cardiac)(?: (?!not?\b|and\b|or\b|with)\w+){0,3} large|large heart",
+        r"(?:heart|cardiac)(?: (?!not?\b|and\b|or\b|with|in\b)\w+){0,3} (?:large|big)|(?:large|big) heart"
+        r"|(?:cardio-?thoracic ratio|ctr)(?: (?!not?\b|and\b|or\b|with|within)\w+){0,3} (?:increased|"
+        r"raised|elevated|above|abnormal)"
+        r"|(?:increased|raised|elevated) (?:cardio-?thoracic ratio|ctr|heart size|cardiac size)|"
+        r"(?:heart|cardiac) size is increased",
         *("enlarge", "Cardiomegaly", "heart size"),
         named=True,
     ),
     Term(r"enlarg\w+", "enlarge"),
     Term(r"widen\w*", "widen"),
     Term(r"borderline", "borderline"),
-    Term(r"congestive heart failure|heart failure|chf|cardiac decompensation", "chf"),
+    Term(
+        r"congestive (?:heart|cardiac) failure|(?:heart|cardiac|ventricular) failure|chf|ccf|lvf|"
+        r"cardiac decompensation",
+        "chf",
+    ),
+    Term(r"(?:fluid|volume) overload", "fluid"),
     Term(r"congest(?:ion|ed|ive)", "congestion", None, "pulmonary"),
     Term(r"engorge\w+", "engorgement", None, "pulmonary"),
     Term(r"redistribution|cephalization", "redistribution", None, "pulmonary"),
     Term(r"tortu\w+|ectatic|ectasia|unfold\w+", "tortuous"),
     Term(r"dilat\w+|aneurysm\w*", "dilation"),
     # Lungs
-    Term(r"atelect\w+", "atelectasis", "Atelectasis", "pulmonary"),
+    Term(r"\w*atelect\w+", "atelectasis", "Atelectasis", "pulmonary"),
     Term(r"collaps\w+", "collapse", "Atelectasis", "pulmonary"),
-    Term(r"consolidat\w+", "consolidation", "Consolidation", "pulmonary"),
-    Term(r"o?edema(?:tous)?", "edema", "Edema", "pulmonary"),
-    Term(r"(?:broncho-?)?pneumoni(?:a|as|c|tis)|infecti(?:on|ons|ous|ve)", "eumonia", "Pneumonia", "pulmonary"),
+    Term(r"consol(?:idat\w+)?", "consolidation", "Consolidation", "pulmonary"),
+    Term(r"o?edema(?:tous)?|apo", "edema", "Edema", "pulmonary"),
+    Term(
+        r"(?:broncho-?|pleuro-?)?pneumoni(?:a|as|ae|c|tis)|pna|infecti(?:on|ons|ous|ve)|lrti",
+        "eumonia",
+        "Pneumonia",
+        "pulmonary",
+    ),
     Term(r"aspiration", "aspiration", None, "pulmonary"),
-    Term(r"opaci(?:t\w+|f\w+)|opaque|haz(?:e|y|iness)|ground[ -]glass", "opacity", _OPACITY, "pulmonary"),
+    Term(
+        r"opaci(?:t\w+|f\w+)|opaque|haz(?:e|y|iness)|ground[ -]glass|ggos?|shadowing|(?:airspace|"
+        r"patchy|alveolar) shadows?",
+        "opacity",
+        _OPACITY,
+        "pulmonary",
+    ),
     Term(r"infiltrat\w+", "infiltrate", _OPACITY, "pulmonary"),
-    Term(r"(?:air[ -]?space|alveolar) (?:disease|process\w*)", "process", _OPACITY, "pulmonary"),
+    Term(r"(?:air[ -]?space|alveolar) (?:disease|process\w*|changes?)", "process", _OPACITY, "pulmonary"),
     Term(r"(?:(?:reticulo|fibro)-?)nodul\w+|nodul(?:es?|arity)", "nodule", _LESION, "pulmonary"),
-    Term(r"mass(?:es)?|mass-?like", "mass", _LESION, "pulmonary"),
-    Term(r"lesions?|neoplas\w+|tumou?rs?|carcinomas?|malignan\w+|metasta\w+", "lesion", _LESION, "pulmonary"),
+    Term(r"mass(?:es)?|mass-?like|spn", "mass", _LESION, "pulmonary"),
+    Term(
+        r"lesions?|neoplas\w+|tumou?rs?|carcinomas?|cancers?|malignan\w+|metasta\w+|mets|lymphoma\w*",
+        "lesion",
+        _LESION,
+        "pulmonary",
+    ),
     Term(r"densit\w+", "density", None, "pulmonary"),
     Term(
         r"(?:subcutaneous|soft tissue|mediastinal) (?:emphysema|gas|air)|pneumo(?:mediastinum|peritoneum)"
@@ -172,7 +216,7 @@ TERMS: tuple[Term, ...] = (
     Term(r"low (?:lung |inspiratory )?volumes?", "low", None, "lung volumes", named=True),
     Term(r"hypo-?(?:inflat|expan|aerat|ventilat)\w+", "low", None, "lung volumes"),
     # The rest of the chest
-    Term(r"fractur\w+", "fracture", "Fracture", "other"),
+    Term(r"fractur\w+|fx", "fracture", "Fracture", "other"),
     Term(r"herni\w+", "hernia"),
     Term(r"blunt\w+", "blunt", None, "costophrenic"),
     Term(r"thicken\w+", "thicken"),
@@ -185,22 +229,40 @@ TERMS: tuple[Term, ...] = (
     Term(r"disten\w+", "distention"),
     # Devices
     Term(r"picc(?: lines?)?|peripherally inserted central catheters?", "picc", _DEVICES),
-    Term(r"pace-?makers?|aicd|icd|defibrillators?|pacers?", "pacemaker", _DEVICES),
-    Term(r"catheters?|port-?a-?cath\w*|medi-?port|(?:chest|infusion) port", "catheter", _DEVICES),
+    Term(r"pace-?makers?|aicd|icds?|defibrillators?|pacers?|ppm|crt-?[dp]|loop recorder", "pacemaker", _DEVICES),
     Term(
-        r"(?:central|venous|arterial|dialysis|subclavian|jugular|ij|support) lines?|lines and tubes",
+        r"catheters?|port-?a-?cath\w*|medi-?port|(?:chest|infusion) port|infusaport|swan[ -]?ganz|"
+        r"swan|cvcs?|cvls?|vas-?cath|perma?-?cath"
+        r"|hickman|broviac|groshong|uvc|uac|cannula\w*|introducer|sheath|cordis|icc",
+        "catheter",
+        _DEVICES,
+    ),
+    Term(
+        r"(?:central|venous|arterial|dialysis|subclavian|jugular|ij|support|picc|feeding|iv) lines?|"
+        r"lines and tubes|lines? (?:or|/) tubes?",
         *("line", _DEVICES),
     ),
-    Term(r"tub(?:es?|ing)|tracheostomy", "tube", _DEVICES),
-    Term(r"pigtail|drains?", "drainage", _DEVICES),
-    Term(r"stents?", "stent", _DEVICES),
-    Term(r"(?:sternotomy|cerclage) sutures?|wires?", "wire", _DEVICES),
+    Term(r"tub(?:es?|ing)|tracheostomy|trach|e\.?t\.?t|ngt|ogt|ett?s|dob(?:b)?hof+", "tube", _DEVICES),
+    Term(r"pigtails?|drains?|pleurx", "drainage", _DEVICES),
+    Term(r"stents?(?:-?grafts?)?", "stent", _DEVICES),
+    Term(r"(?:sternotomy|cerclage) (?:sutures?|cerclages?)|wires?", "wire", _DEVICES),
     Term(r"leads(?! to)|(?:pacing|ventricular|atrial) lead", "lead", _DEVICES),
     Term(r"clips?", "clip", _DEVICES),
-    Term(r"hardware|prosthe\w+|arthroplast\w+|plates? and screws?|stimulators?", "hardware", _DEVICES),
-    Term(r"devices?", "device", _DEVICES),
+    Term(
+        r"hardware|\w*prosthe\w+|arthroplast\w+|plates? and screws?|stimulators?|(?:spinal|pedicle|"
+        r"harrington) (?:rods?|screws?)"
+        r"|valve (?:replacement|repair)|(?:mechanical|replaced) (?:\w+ )?valve|tav[ir]",
+        "hardware",
+        _DEVICES,
+    ),
+    Term(
+        r"devices?|iabp|(?:intra-?aortic )?balloon pumps?|l?vads?|impella|ecmo|(?:ivc )?filter|(?:vp |"
+        r"ventriculoperitoneal )?shunts?"
+        r"|(?<=of )(?:a|another)(?: (?:new|left|right|second|similar|longer|shorter)){0,2} one",
+        *("device", _DEVICES),
+    ),
     # What is as it should be, and what names nothing in particular
-    Term(r"normal\w*|negative (?:chest|exam\w*|study)", "normal"),
+    Term(r"(?<!ab)normal\w*|negative (?:chest|exam\w*|study)|nad", "normal"),
     Term(r"unremarkable|not remarkable", "unremarkable"),
     Term(r"clear", "clear", None, "lung"),
     Term(r"sharp\w*", "sharp", None, "costophrenic"),

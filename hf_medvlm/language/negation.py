@@ -1,8 +1,15 @@
-"""Scope of negation and doubt: what a sentence denies, doubts or says. Knows no finding.
+"""Scope of negation and doubt: what a sentence denies, doubts or says. Knows no finding; the words are in `cues.py`.
 
 A rule system in the line of NegEx (Chapman et al. 2001) and NegBio (Peng et al. 2018), over a flat list of events in
-place of a parse: cues open a scope forward ("no", "possible") or close one backward ("is not seen", "is suspected");
-verbs and conjunctions end it.
+place of a parse. Three steps:
+
+1. `clauses` cuts a sentence where a new statement begins.
+2. `states` goes through a clause from left to right. A cue that looks forward ("no", "may") opens a scope; the scope
+   reaches over a list and ends with the clause, with the first item after its verb, or where an item of the list
+   itself says that it is there (`_asserted`: "no pneumothorax, stable cardiomegaly"). A cue that looks back ("is not
+   seen") reaches to the beginning of its statement.
+3. `sentence_states` lets a statement that names nothing speak of the one before it ("no pneumonia, but it cannot be
+   excluded").
 """
 
 from __future__ import annotations
@@ -10,159 +17,247 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from hf_medvlm.language.cues import NEW, SEVERE
+
 PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
+_REMOVED = "removed"  # a scope in `states` alone: absent, for what a hand can take out
+NORMAL, DEVICE = "normal", "device"
 
 
 class Event(NamedTuple):
-    """A word or phrase that matters. `kind` is "term" (a finding), "place", "side" or a kind of cue; `value` is what a
-    term, place or side stands for."""
+    """A word or phrase that matters. `kind` is "term" (a finding), "place", "side" or a kind of cue; `value` is what it
+    stands for. `role` marks terms that say that nothing is wrong (`NORMAL`) and those that can be removed (`DEVICE`).
+    """
 
     kind: str
     value: Any = None
+    role: str = ""
 
 
-_SEEN = (
-    r"(?:(?:definit\w+|clearly|well|reliably|otherwise|currently|longer) )?(?:seen|identified|visuali[sz]ed|present"
-    r"|evident|appreciated|noted|demonstrated|detected|observed|apparent|found|suspected|suggested|visible"
-    r"|recogni[sz]ed|shown)"
-)
-_DEGREE = (
-    r"(?:acute|appreciabl[ey]|definite|great|gross|interval|interim|large|major|other|relevant|significant(?:ly)?"
-    r"|substantial(?:ly)?)"
-)
-_CHANGE = (
-    r"(?:changed?|changes(?! of)|increased?|decreased?|progress\w*|worsen\w*|improve\w*|difference|larger|smaller)"
-)
-_CANNOT = r"(?:can ?not|can't|could not|not)"
-
-# (kind, pattern over lower-cased text), tried in this order at every word. EARLY stands before the words for findings
-# and places, LATE after them.
-EARLY_CUES: tuple[tuple[str, str], ...] = (
-    # What looks like a cue and is none: "no significant change in the effusion" says that there is one.
-    (
-        "none",
-        rf"(?:no|not|without)(?: {_DEGREE}){{0,2}} {_CHANGE}(?: in(?: the)?(?: size| appearance)?)?(?: of)?|not only",
-    ),
-    ("none", r"(?:ensure|document|confirm|until|assess)(?: \w+)? (?:resolution|clearing)(?: of)?"),
-    (
-        "none",
-        r"(?:almost|nearly|near|partial\w*|largely|mostly|incomplete\w*)(?: complete\w*)? (?:resol|clear)\w+(?: of)?",
-    ),
-    ("none", r"(?:consistent|compatible|in keeping|associated) with"),
-    # Doubt.
-    ("doubt back", rf"{_CANNOT}(?: \w+)?(?: be)?(?: \w+)? (?:excluded|ruled out)"),
-    (
-        "doubt back",
-        r"(?:is|are) (?:\w+ )?(?:possible|suspected|questioned|questionable|a (?:possibility|consideration))",
-    ),
-    ("doubt either", rf"(?:{_CANNOT}|difficult to)(?: \w+)? (?:exclude|rule out)"),
-    ("doubt", r"(?:history|evaluat\w+|assess(?:ment)?|look\w*) (?:of|for)|rule out|r/o|(?:to )?exclude"),
-    # Denial.
-    (
-        "denial back",
-        rf"(?:not|no longer|never) {_SEEN}|(?:is|are|was|were|been) (?:(?!not)\w+ )?(?:excluded|ruled out|removed)",
-    ),
-    ("denial either", r"(?:(?:has|have)(?: \w+){0,2} )?(?:resolved|cleared|disappeared)|absent|none|unlikely"),
-    ("denial", r"negative for|(?:absence|lack|exclusion|resolution|clearing|removal) of|(?:free|clear) of"),
-)
-LATE_CUES: tuple[tuple[str, str], ...] = (
-    ("doubt either", r"possible|probable|likely|questionable|questioned|suspected|equivocal"),
-    (
-        "doubt",
-        r"possibly|probably|may|might|could|perhaps|question(?: of)?|suspicio(?:n|us) (?:for|of)|suspects?|concern\w*"
-        r"|worrisome|suggest\w*|presum\w+|differential|potential\w*|favou?r\w*",
-    ),
-    (
-        "denial",
-        r"no longer|no(?! the)|not|without|w/o|neither|nor|never|denies|cannot|rather than|instead of|as opposed to",
-    ),
-    ("stop", r"but|however|(?:al)?though|except|aside from|apart from|other than|there|which|while|whereas|with|;"),
-    ("verb", r"is|are|was|were|has|have|remains?|appears?|demonstrates?|shows?|contains?|represents?|reflects?"),
-    ("participle", r"seen|noted|identified|visuali[sz]ed"),
-    ("or", r"and/or|or|versus|vs"),
-    ("and", r"and|,|as well as|along with"),
-)
-_CONJUNCTIONS = ("and", "or")
+JOINS = ("comma", "and", "or")
+_ENDS = (*JOINS, "stop", "dash")
+_ANSWERED = ("colon", "dash", "doubt_back")  # what may stand between a finding and the answer "no"
+_STATE = {"deny": ABSENT, "doubt": UNCERTAIN, "affirm": PRESENT}
 
 
 def clauses(events: Sequence[Event]) -> list[list[Event]]:
     """Cut a sentence's events where a new statement begins.
 
-    That is at a "stop", and at an "and" or comma which a subject and a verb follow, where the clause so far has its own
-    verb ("no effusion is seen and the heart is large") or has named a finding and a place comes next ("no effusion,
-    the heart is large").
+    That is at a "stop", at a dash that no answer follows, and at an "and" or comma that `_begins` a statement.
     """
-    found: list[list[Event]] = [[]]
-    named, verb = False, False
+    cut: list[list[Event]] = [[]]
     for index, event in enumerate(events):
-        begins = event.kind == "stop"
-        if event.kind == "and" and (named or verb):
-            subject = _subject(events, index + 1)
-            begins = bool(subject) and (verb or "term" not in subject)
+        if event.kind == "dash":
+            begins = not _is_answer(_part(events, index + 1))
+        else:
+            begins = event.kind == "stop" or (event.kind in ("comma", "and") and _begins(cut[-1], events, index))
         if begins:
-            found.append([])
-            named, verb = False, False
-        found[-1].append(event)
-        named |= event.kind == "term"
-        verb |= event.kind == "verb"
-    return found
+            cut.append([])
+        cut[-1].append(event)
+    return cut
 
 
-def _subject(events: Sequence[Event], start: int) -> list[str]:
-    """The kinds of the terms, places and sides from `start` up to a verb; none where a conjunction comes first."""
-    subject = []
-    for event in events[start:]:
-        if event.kind == "verb":
-            return subject
-        if event.kind in ("term", "place", "side"):
-            subject.append(event.kind)
-        elif event.kind in _CONJUNCTIONS or event.kind == "stop":
-            break
-    return []
+def _part(events: Sequence[Event], start: int) -> Sequence[Event]:
+    """One item of a list: the events from `start` to the next conjunction, comma, dash or stop."""
+    end = start
+    while end < len(events) and events[end].kind not in _ENDS:
+        end += 1
+    return events[start:end]
+
+
+def _part_before(events: Sequence[Event], end: int) -> Sequence[Event]:
+    start = end
+    while start > 0 and events[start - 1].kind not in _ENDS:
+        start -= 1
+    return events[start:end]
+
+
+def _has(events: Sequence[Event], *kinds: str) -> bool:
+    return any(event.kind in kinds for event in events)
+
+
+def _is_answer(part: Sequence[Event]) -> bool:
+    return not _has(part, "term") and any(event.kind.split("_")[0] in _STATE for event in part)
+
+
+def _begins(clause: Sequence[Event], events: Sequence[Event], index: int) -> bool:
+    """Whether the comma or "and" at `index` begins a new statement.
+
+    What follows, up to the next conjunction, must be a statement of its own: a subject with its verb, where the clause
+    so far has its own verb ("no effusion is seen and the heart is large"), has named a finding and a place comes next
+    ("no effusion, the heart is large"), or denies nothing that could reach over a comma; a finding with its own denial
+    or doubt behind it ("left effusion, pneumothorax not seen"); or a finding with its answer ("edema: no, effusion:
+    yes").
+    """
+    verb = _has(clause, "verb")
+    if not (verb or _has(clause, "term")):
+        return False
+    part = _part(events, index + 1)
+    subject = [event.kind for event in _before(part, "verb") if event.kind in ("term", "place", "side")]
+    comma = events[index].kind == "comma"
+    if subject and _has(part, "verb"):
+        denies = _has(clause, "deny")
+        if verb or "term" not in subject or (comma and not denies):
+            return True
+    if _has(part, "colon"):
+        return _has(clause, "colon", "doubt_back")
+    if comma and _continues_list(events, index):
+        return False
+    closes = any(_looks_back(part, place) for place, event in enumerate(part) if event.kind not in ("verb", "term"))
+    return closes and (comma or verb or _has(clause, "deny_back", "deny_either", "doubt_back"))
+
+
+def _continues_list(events: Sequence[Event], index: int) -> bool:
+    """Whether the comma at `index` is the second or a later one of a list of bare findings ("edema, nodules, effusion
+    not seen")."""
+    item = _part_before(events, index)
+    comes_after_comma = index > len(item) and events[index - len(item) - 1].kind == "comma"
+    return comes_after_comma and _has(item, "term") and not _has(item, "degree", "change", "known", "side", "verb")
+
+
+def _before(part: Sequence[Event], kind: str) -> Sequence[Event]:
+    return next((part[:place] for place, event in enumerate(part) if event.kind == kind), part)
+
+
+def _looks_back(part: Sequence[Event], place: int) -> bool:
+    """Whether the cue at `place` speaks of a finding before it in the same part."""
+    verb, _, direction = part[place].kind.partition("_")
+    if part[place].kind == "removed_back":
+        return any(event.role == DEVICE for event in part[:place])
+    if verb not in _STATE or not direction or not _has(part[:place], "term"):
+        return False
+    return direction != "aside" or not _names(part[place + 1 :])
+
+
+def _names(events: Sequence[Event]) -> bool:
+    """Whether a finding is named, and not only that all is well."""
+    return any(event.kind == "term" and event.role != NORMAL for event in events)
+
+
+def sentence_states(events: Sequence[Event]) -> list[tuple[list[Event], list[str]]]:
+    """(events, states) of each clause of a sentence."""
+    read: list[tuple[list[Event], list[str]]] = []
+    for clause in clauses(events):
+        found = states(clause)
+        # "..., but cannot be excluded": said of the last thing named.
+        if read and not _has(clause, "term", "place", "side"):
+            for event in clause:
+                verb, _, direction = event.kind.partition("_")
+                if verb in _STATE and direction and event.value != "query":
+                    before, of_before = read[-1]
+                    _look_back(before, len(before), of_before, _STATE[verb], anew=True)
+        read.append((clause, found))
+    return read
 
 
 def states(clause: Sequence[Event]) -> list[str]:
     """The state, "present", "absent" or "uncertain", of every event of one clause (it says something of terms).
 
-    A denial reaches over a list ("no effusion, edema or nodule") to the clause's end, or to the first conjunction
-    after its verb. A doubt reaches over "or", and over a comma that an "or" follows, not over "and". A doubt inside a
-    denial is denied ("no findings suspicious for"); after a comma it begins anew ("no effusion, possible edema").
-    Alternatives without any other doubt ("atelectasis or scarring", "infiltrate versus atelectasis") are present, each
-    of them, as the annotators of the IU corpus have it.
+    A denial reaches over a list ("no effusion, edema or nodule"), a doubt over "or" and "and", and over a comma that an
+    "or" follows. A doubt inside a denial is denied ("no findings suspicious for"); after a comma it begins anew ("no
+    effusion, possible edema"). What was removed is a device or the first thing named. Alternatives without any other
+    doubt ("atelectasis or scarring", "infiltrate versus atelectasis") are present, each of them, as the annotators of
+    the IU corpus have it.
     """
     found = [PRESENT] * len(clause)
-    terms_after = sum(event.kind == "term" for event in clause)
-    ors_after = sum(event.kind == "or" for event in clause)
-    terms_before, scope, closing = 0, PRESENT, False
+    scope, reached, closing = PRESENT, 0, False
     for index, event in enumerate(clause):
-        kind = event.kind
+        kind, _, direction = event.kind.partition("_")
         if kind == "term":
-            found[index] = scope
-            terms_after, terms_before = terms_after - 1, terms_before + 1
-        elif kind in ("verb", "participle"):
-            closing = scope != PRESENT and terms_before > 0
-        elif kind in _CONJUNCTIONS:
-            ors_after -= kind == "or"
-            if closing or (scope == UNCERTAIN and kind == "and" and not ors_after):
+            if (scope == _REMOVED and reached and event.role != DEVICE) or (
+                scope == ABSENT and reached and event.role == NORMAL
+            ):
                 scope, closing = PRESENT, False
-        elif kind.startswith("denial"):
-            if kind == "denial back" or (kind == "denial either" and terms_before):
-                _look_back(clause, index, found, ABSENT)
-            else:
-                scope, closing = ABSENT, False
-        elif kind.startswith("doubt"):
-            if kind == "doubt back" or (kind == "doubt either" and not terms_after):
-                _look_back(clause, index, found, UNCERTAIN)
-            elif scope != ABSENT or clause[index - 1].kind == "and":
-                scope, closing = UNCERTAIN, False
+            found[index] = ABSENT if scope == _REMOVED else scope
+            reached += 1
+        elif kind in ("verb", "participle"):
+            closing = scope != PRESENT and reached > 0
+        elif kind in JOINS:
+            if scope == UNCERTAIN and _ends_doubt(clause, index, reached):
+                scope, closing = PRESENT, False
+            elif reached and (closing or _asserted(clause, index)):
+                scope, closing = PRESENT, False
+        elif kind in ("removal", "removed"):
+            if direction and any(before.role == DEVICE for before in clause[:index]):
+                _look_back(clause, index, found, ABSENT, role=DEVICE)
+            elif not direction:
+                scope, reached, closing = _REMOVED, 0, False
+        elif kind in _STATE:
+            if _is_said_of_before(clause, index):
+                _look_back(clause, index, found, _STATE[kind], anew=_is_after_mark(clause, index))
+            elif kind == "deny" or (kind == "doubt" and (scope != ABSENT or clause[index - 1].kind in JOINS)):
+                scope, reached, closing = _STATE[kind], 0, False
     return found
 
 
-def _look_back(clause: Sequence[Event], index: int, found: list[str], state: str) -> None:
-    """Give `state` to the terms before `index`, back to the verb before them."""
+def _is_after_mark(clause: Sequence[Event], index: int) -> bool:
+    return index > 0 and clause[index - 1].kind in _ANSWERED
+
+
+def _is_said_of_before(clause: Sequence[Event], index: int) -> bool:
+    """Whether the cue at `index` speaks of what stands before it: by its kind, or as the answer to it."""
+    if not _has(clause[:index], "term"):
+        return False
+    direction = clause[index].kind.partition("_")[2]
+    after = clause[index + 1 :]
+    if not direction:  # "pneumothorax: no", "effusion - possible", "consolidation nil"
+        last = clause[index].value == "answer" and not after
+        return not _has(after, "term") and (last or _is_after_mark(clause, index))
+    if direction == "back":
+        return True
+    if _looks_back(
+        [*_part_before(clause, index), clause[index], *_part(clause, index + 1)], len(_part_before(clause, index))
+    ):
+        return True
+    return not _names(after)
+
+
+def _ends_doubt(clause: Sequence[Event], index: int, reached: int) -> bool:
+    """A doubt reaches over "or" and "and", not over a comma that no "or" follows ("possible edema, cardiomegaly").
+
+    A comma between what describes one finding ("possible small, dense opacity") ends nothing.
+    """
+    if clause[index].kind != "comma" or _has(clause[index + 1 :], "or"):
+        return False
+    return reached > 0 or clause[index - 1].kind not in ("degree", "change", "known", "place", "side")
+
+
+def _asserted(clause: Sequence[Event], index: int) -> bool:
+    """Whether the item after the conjunction at `index` itself says that its finding is there.
+
+    Only what is there is stable, old or smaller. A degree or a side says so too ("no pneumothorax, small left
+    effusion"), unless the list goes on with "or" ("no pneumothorax, large effusion or edema"); "large", "new" and a
+    mere side, which are often denied, do so in the last item only.
+    """
+    part = _part(clause, index + 1)
+    named = next((place for place, event in enumerate(part) if event.kind == "term"), None)
+    if clause[index].kind == "or" or named is None:
+        return False
+    if any(event.kind == "known" or (event.kind == "change" and event.value != NEW) for event in part):
+        return True
+    after = clause[index + 1 + len(part) :]
+    weak = [event for event in part[: named + 1] if event.kind in ("degree", "change", "side")]
+    if not weak or _has(after, "or"):
+        return False
+    last = not _has(after, "comma", "and")
+    return last or any(event.kind == "degree" and event.value != SEVERE for event in weak)
+
+
+def _look_back(
+    clause: Sequence[Event], index: int, found: list[str], state: str, *, role: str = "", anew: bool = False
+) -> None:
+    """Give `state` to the terms before `index`, back to the verb before them, or to an item that says it is there.
+
+    `anew` is for an answer, which overrules a denial or doubt in what it answers; `role` names the terms meant.
+    """
     met = False
     for back in range(index - 1, -1, -1):
-        if met and clause[back].kind in ("verb", "participle"):
+        event = clause[back]
+        if met and (
+            event.kind in ("verb", "participle")
+            or (event.kind == "term" and event.role == NORMAL)
+            or (event.kind in ("comma", "and") and _has(_part_before(clause, back), "change", "known"))
+        ):
             return
-        if clause[back].kind == "term" and found[back] != ABSENT:
+        if event.kind == "term" and (anew or found[back] != ABSENT) and role in ("", event.role):
             found[back], met = state, True

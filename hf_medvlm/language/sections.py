@@ -1,4 +1,6 @@
-"""Report text -> sections -> sentences. Knows MIMIC-CXR's layout of a report; labels nothing.
+"""Report text -> sections -> sentences. Labels nothing.
+
+`split_sections`, `select_sections` and `label_text` are for MIMIC-CXR's layout; `sections` and `readable_text` for any.
 
 The section rules are those of MIT-LCP/mimic-cxr @ 3190146 (`txt/section_parser.py`, `create_section_files.py`), written
 anew, odd cases included, because the published section and label files were made with them. A newer copy
@@ -11,6 +13,8 @@ from __future__ import annotations
 
 import re
 from typing import NamedTuple
+
+from hf_medvlm.language.headers import NOT_READ, headers, may_have_headers
 
 # A newline, exactly one space, capitals, a colon, one white space.
 _HEADER = re.compile(r"\n ([A-Z ()/,-]+):\s")
@@ -44,7 +48,7 @@ _VIEWS = (
     *("two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window"),
     *("frontal upright", "frontal semi-upright", "ribs", "pa and lat"),
 )
-LABEL_SECTIONS = ("impression", "findings", "last_paragraph")
+LABEL_SECTIONS = ("impression", "findings", "last_paragraph", "comparison")
 """Where MIMIC-CXR's labellers read: the first of these that a report has."""
 
 
@@ -101,13 +105,67 @@ def select_sections(text: str) -> dict[str, str]:
 
 
 def label_text(sections: dict[str, str]) -> str:
-    """The text that MIMIC-CXR's labels were made from: impression, else findings, else the last paragraph, else ""."""
+    """The text that MIMIC-CXR's labels were made from: impression, else findings, else the last paragraph, else the
+    comparison, else ""."""
     return next((sections[name] for name in LABEL_SECTIONS if sections.get(name)), "")
 
 
-# The end of a sentence; a full stop without a space only between a word and a capital ("clear.No effusion").
+def sections(text: str) -> dict[str, str]:
+    """The last section of each name of a report in any layout, stripped; keys as in `select_sections`.
+
+    MIMIC-CXR's layout is cut as its published files are. Elsewhere a header is a known name, in any case, with a colon
+    or alone on its line. A text without headers is the "full report"; what follows an indication, history or comparison
+    without a header of its own is the "last_paragraph".
+    """
+    if _HEADER.search(text):
+        return select_sections(text)
+    named = {"findings": "", "impression": "", "last_paragraph": "", "comparison": "", "indication": "", "history": ""}
+    return named | {section.name: section.text.strip() for section in _any_sections(text) if section.text.strip()}
+
+
+def readable_text(text: str) -> str:
+    """What a report in any layout says of the patient in this study: without indication, history, comparison,
+    technique, names and dates."""
+    if not may_have_headers(text):
+        return text
+    cut = _any_sections(text)
+    if len(cut) == 1:
+        return cut[0].text
+    return "\n\n".join(section.text for section in cut if section.name not in NOT_READ)
+
+
+def _any_sections(text: str) -> list[Section]:
+    marks = headers(text)
+    if not marks:
+        return [Section("full report", text, 0)]
+    cut = [Section("preamble", text[: marks[0].start], 0)] if text[: marks[0].start].strip() else []
+    has_body = any(mark.name in ("findings", "impression") for mark in marks)
+    for mark, end in zip(marks, [*(mark.start for mark in marks[1:]), len(text)], strict=True):
+        stop = end if mark.name not in NOT_READ or has_body else _first_statement(text, mark.end, end)
+        name = mark.name or "last_paragraph"
+        cut.append(Section(name, text[mark.end : stop], mark.end))
+        if text[stop:end].strip():
+            cut.append(Section("last_paragraph", text[stop:end], stop))
+    return cut
+
+
+def _first_statement(text: str, start: int, end: int) -> int:
+    """Where an indication ends that no header follows: at a blank line, else after its first sentence."""
+    begin = start + len(text[start:end]) - len(text[start:end].lstrip())
+    blank = re.compile(r"\n[ \t]*\n").search(text, begin, end)
+    if blank:
+        return blank.end()
+    first = _END.search(text, begin, end)
+    line = text.find("\n", begin, end)
+    ends = [place for place in (first.end() if first else -1, line) if place >= 0]
+    return min(ends, default=end)
+
+
+# The end of a sentence; a full stop without a space only between words ("clear.No effusion"); a question mark only
+# after a word ("? pneumonia" is a doubt). Each branch begins with what it looks for, which makes the search fast.
 _END = re.compile(
-    r"[.?!]+[\"')\]]*(?=\s|$)|(?<=[a-z]{2})\.(?=[A-Z])|\n[ \t]*\n|\n(?=\s*(?:\(?\d{1,2}[.)]|[-*\u2022])\s)"
+    r"[.!]+[\"')\]]*(?=\s|$)|\.(?<=\w\w\.)(?=[A-Z][A-Za-z])|\.(?<=[A-Za-z]{3}\.)(?=[a-z]{2}(?!\w*\.\w))"
+    r"|\?+[\"')\]]*(?=\s|$)(?<!^\?)(?<![\s(]\?)|\n[ \t]*\n|\n(?=\s*(?:\(?\d{1,2}[.)]|[-*\u2022])\s)| (?=\d[.)] [A-Z])"
 )
 _ITEM = re.compile(r"^(?:\(?\d{1,2}[.)]|[-*\u2022])(?:\s+|$)")
 _ABBREVIATION = re.compile(
@@ -115,20 +173,40 @@ _ABBREVIATION = re.compile(
 )
 
 
+_NARROWEST = 60
+"""A line of running text that is shorter than this was ended on purpose."""
+
+
+def _end_lines(text: str) -> str:
+    """`text` with a blank line for each line break that ends a statement: where the next line begins with a capital
+    whose word would have fitted on this line."""
+    lines = text.split("\n")
+    width = max(_NARROWEST, *map(len, lines))
+    pieces = [lines[0]]
+    for before, line in zip(lines, lines[1:], strict=False):
+        word = line.split(maxsplit=1)[:1]
+        ends = bool(word) and word[0][:1].isupper() and len(before.rstrip()) + 1 + len(word[0]) <= width
+        pieces.append("\n\n" if ends and before.rstrip()[-1:] not in (",", "-", ":") else "\n")
+        pieces.append(line)
+    return "".join(pieces)
+
+
 def sentences(text: str) -> list[str]:
     """The sentences of a report, white space collapsed, list numbers and bullets taken off.
 
     Made for radiology reports: "1. No effusion. 2. Stable." gives two sentences, "5.5 cm", "vs." and "Dr. ___" none
-    too many; de-identified words (`___`, `XXXX`) are words; a lower-cased text is split as well; a blank line ends a
-    sentence, a mere line break does not.
+    too many; de-identified words (`___`, `XXXX`) are words; a lower-cased text is split as well. A line break ends a
+    sentence where the line was not full and a capital follows, as in a list, and not inside running text.
     """
-    found, start = [], 0
+    if "\n" in text:
+        text = _end_lines(text)
+    pieces, start = [], 0
     for end in _END.finditer(text):
         piece = text[start : end.end()]
         if _ABBREVIATION.search(piece[-12:]):
             continue
-        found.append(piece)
+        pieces.append(piece)
         start = end.end()
-    found.append(text[start:])
-    stripped = (_ITEM.sub("", " ".join(piece.split())) for piece in found)
+    pieces.append(text[start:])
+    stripped = (_ITEM.sub("", " ".join(piece.split())) for piece in pieces)
     return [sentence for sentence in stripped if sentence.strip(".?! ")]

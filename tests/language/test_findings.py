@@ -1,13 +1,15 @@
 """The rules that read findings from report text: sentences with their states, places, and the IU annotators' terms."""
 
+import json
 import random
 import re
 import time
+from pathlib import Path
 
 import pytest
 
 from hf_medvlm.labels import CHEXPERT_14, MEDKLIP_ENTITIES, MEDKLIP_POSITIONS
-from hf_medvlm.language import findings
+from hf_medvlm.language import mentions
 from hf_medvlm.language.findings import extract_triplets, label_report, positions_of, term_of
 from hf_medvlm.language.findings_terms import ORGANS, PLACES, TERMS
 from hf_medvlm.language.sections import sentences
@@ -108,6 +110,16 @@ SAID = [
 ]
 
 
+PHRASES = json.loads((Path(__file__).parent / "phrases_own.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("phrase", PHRASES, ids=[phrase["text"][:60] for phrase in PHRASES])
+def test_phrases(phrase):
+    """How far a denial or doubt reaches, answers, sections, abbreviations: judged as a radiologist would."""
+    labels = label_report(phrase["text"])
+    assert {name: labels[name] for name, right in phrase["states"].items() if labels[name] not in right} == {}
+
+
 @pytest.mark.parametrize(("text", "said"), SAID, ids=[text[:60] for text, _ in SAID])
 def test_states(text, said):
     labels = label_report(text)
@@ -145,7 +157,7 @@ def test_no_finding(text, state):
         ("Possible nodule in the left upper lobe.", [("nodule", "upper_left_lobe", "uncertain")]),
         (
             "The heart is borderline enlarged.",
-            [("borderline", "heart_size", "uncertain"), ("enlarge", "heart_size", "present")],
+            [("borderline", "heart_size", "uncertain"), ("enlarge", "heart_size", "uncertain")],
         ),
         (
             "Atelectasis and consolidation in the left lower lobe.",
@@ -192,26 +204,26 @@ def test_the_lexicon_keeps_to_the_vocabularies():
 
 def test_words_are_found_as_by_trying_every_pattern_at_every_place():
     """The slow way: at each place, the first pattern of the list that matches there and ends a word."""
+    words = [(meant, re.compile(rf"(?:{pattern})(?!\w)")) for meant, pattern in mentions._PATTERNS]
+    signs = [(meant, re.compile(pattern)) for meant, pattern in mentions._SIGNS]
 
     def slowly(sentence):
-        place, events = 0, []
+        place, listed = 0, []
         while place < len(sentence):
-            for kind, value, pattern in findings._PATTERNS:
-                in_word = place and re.match(r"\w\w", sentence[place - 1 : place + 1])
-                match = None if in_word else re.compile(rf"(?:{pattern})(?!\w)").match(sentence, place)
-                if sentence[place] in ",;":
-                    match = re.compile("[,;]").match(sentence, place)
-                    kind, value = ("and", None) if sentence[place] == "," else ("stop", None)
+            in_word = place and re.match(r"\w\w", sentence[place - 1 : place + 1])
+            for meant, pattern in [*([] if in_word else words), *signs]:
+                match = pattern.match(sentence, place)
                 if match:
-                    events += [findings.Event(kind, value)] if kind != "none" else []
+                    listed += [event for event in meant if event.kind != "none"]
                     place = match.end() - 1
                     break
             place += 1
-        return events
+        return listed
 
-    for text, _ in SAID:
-        for sentence in sentences(text.lower()):
-            assert findings._events(sentence) == slowly(sentence), sentence
+    for text in (*(text for text, _ in SAID), *(phrase["text"] for phrase in PHRASES)):
+        for sentence in sentences(text):
+            sentence = mentions.plain(sentence)
+            assert mentions.events(sentence) == slowly(sentence), sentence
 
 
 def test_looking_up_words_for_other_readers():

@@ -5,7 +5,15 @@ from collections import Counter
 import pytest
 
 from hf_medvlm.language import sections
-from hf_medvlm.language.sections import Section, label_text, select_sections, sentences, split_sections
+from hf_medvlm.language.sections import (
+    _EXACT,
+    Section,
+    label_text,
+    readable_text,
+    select_sections,
+    sentences,
+    split_sections,
+)
 
 # Every line begins with one space, and an "empty" one holds it alone.
 TYPICAL = "\n".join(
@@ -116,8 +124,8 @@ def test_names_are_normalised(header, name):
 
 
 def test_the_table_of_names_has_the_published_size():
-    sizes = Counter(sections._EXACT.values())
-    assert len(sections._EXACT) == 58
+    sizes = Counter(_EXACT.values())
+    assert len(_EXACT) == 58
     assert [sizes[name] for name in ("impression", "findings", "comparison", "indication", "history")] == [
         15,
         10,
@@ -163,7 +171,32 @@ def test_an_addendum_stands_above():
 def test_label_text_falls_back():
     assert label_text({"impression": "", "findings": "f", "last_paragraph": "l"}) == "f"
     assert label_text({"impression": "", "findings": "", "last_paragraph": "l"}) == "l"
+    assert label_text({"comparison": "c"}) == "c"  # as in create_section_files.py
     assert label_text({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("INDICATION: cough\nFINDINGS: clear\nIMPRESSION: normal", ("cough", "clear", "normal")),
+        ("Indication: cough. Findings: clear. Impression: normal.", ("cough.", "clear.", "normal.")),
+        ("**Indication**\n\ncough\n\n**Findings**\n\nclear\n\n**Conclusion**\n\nnormal", ("cough", "clear", "normal")),
+        ("REASON FOR EXAM\ncough\n\nREPORT\nclear\n\nOPINION\nnormal", ("cough", "clear", "normal")),
+        ("Clear lungs.", ("", "", "")),
+    ],
+)
+def test_sections_of_any_layout(text, expected):
+    found = sections(text)
+    assert (found["indication"], found["findings"], found["impression"]) == expected
+
+
+def test_sections_of_mimics_layout_are_the_published_ones():
+    assert sections(TYPICAL) == select_sections(TYPICAL)
+
+
+def test_what_follows_an_indication_without_a_header_is_read():
+    assert readable_text("Comparison: prior with effusion. The lungs are clear.").strip() == "The lungs are clear."
+    assert readable_text("HISTORY:\nfever and cough\n\nThe lungs are clear.").strip() == "The lungs are clear."
 
 
 @pytest.mark.parametrize(
@@ -183,6 +216,13 @@ def test_label_text_falls_back():
         ("Lungs are clear.No effusion.", ["Lungs are clear.", "No effusion."]),
         ("The heart\n is large.", ["The heart is large."]),
         ("Heart normal\n \n Lungs clear", ["Heart normal", "Lungs clear"]),
+        ("No effusion\nMild edema\nHeart normal", ["No effusion", "Mild edema", "Heart normal"]),
+        (
+            "There is no evidence of a pleural effusion on either side of this patient of\nDr. Smith.",
+            ["There is no evidence of a pleural effusion on either side of this patient of Dr. Smith."],
+        ),
+        ("Right base ? consolidation. ?effusion", ["Right base ? consolidation.", "?effusion"]),
+        ("No fracture of T12.No effusion.", ["No fracture of T12.", "No effusion."]),
         ("New effusion? Yes!", ["New effusion?", "Yes!"]),
         ("Nodule measures 3 mm. Stable.", ["Nodule measures 3 mm.", "Stable."]),
         ("Compare T1. 2 nodules.", ["Compare T1.", "2 nodules."]),
