@@ -13,6 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+__all__ = [  # the losses that people and papers name; the functions they are made of are public too
+    "consistency",
+    "filip",
+    "gloria_local",
+    "info_nce",
+    "mgca_local",
+    "sigmoid_pairs",
+    "sparsity",
+    "token_alignment",
+    "token_losses",
+]
+
 # ------------------------------------------------------------------------------------------- gathering
 
 
@@ -123,40 +135,6 @@ def sigmoid_pairs(
     if targets is None:
         targets = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     return -F.logsigmoid(torch.where(targets, logits, -logits)).sum() / len(logits)
-
-
-def prototype_swap(
-    image_embeds: Tensor,
-    text_embeds: Tensor,
-    prototypes: Tensor,
-    *,
-    temperature: float = 0.2,
-    epsilon: float = 0.05,
-    iterations: int = 3,
-) -> Tensor:
-    """Let each side predict the cluster, balanced over the batch by Sinkhorn's rule, that the other side was given.
-
-    Args:
-        image_embeds, text_embeds: (B, D) n. prototypes: (K, D) n.
-
-    Ref: Wang et al. 2022, MGCA (arXiv 2210.06044), cross-modal prototype alignment; HKU-MedAI/MGCA.
-    """
-    image_scores, text_scores = image_embeds @ prototypes.mT, text_embeds @ prototypes.mT  # (B, K)
-
-    @torch.no_grad()
-    def assign(scores: Tensor) -> Tensor:
-        shares = (scores / epsilon).double().exp()
-        for _ in range(iterations):
-            shares = shares / shares.sum(0, keepdim=True) / shares.shape[1]
-            shares = shares / shares.sum(1, keepdim=True) / shares.shape[0]
-        return (shares * shares.shape[0]).to(scores.dtype)
-
-    image_clusters, text_clusters = assign(image_scores), assign(text_scores)
-    losses = [
-        F.cross_entropy(image_scores / temperature, text_clusters),
-        F.cross_entropy(text_scores / temperature, image_clusters),
-    ]
-    return sum(losses) / 2
 
 
 # ------------------------------------------------------------------------------------------- patches and tokens

@@ -18,30 +18,17 @@ PROTOCOL = (
 )
 
 
-def best_pair_threshold(similarities: np.ndarray, same: np.ndarray) -> float:
-    """The threshold with the most pairs on the right side: half-way between two neighbours, the lowest of equals.
-
-    Choose it on validation pairs, never on those that are scored.
-
-    Args:
-        similarities: (N,), cosines. same: (N,), True for a paraphrase, False for a contradiction.
-
-    Raises:
-        ValueError: no pairs, or as many similarities as labels there are not.
-    """
-    similarities, same = _checked(similarities, same)
-    values = np.unique(similarities)
-    candidates = np.concatenate(([values[0] - 1], (values[:-1] + values[1:]) / 2, [values[-1] + 1]))
-    right = [np.count_nonzero((similarities > candidate) == same) for candidate in candidates]
-    return float(candidates[int(np.argmax(right))])
-
-
 def sentence_pair_scores(
     similarities: np.ndarray, same: np.ndarray, threshold: float = PUBLISHED_THRESHOLD
 ) -> dict[str, float]:
     """`accuracy` and `auc` of telling paraphrases from contradictions; AUC is NaN where one of the two is missing.
 
-    Args and errors: as `best_pair_threshold`.
+    Args:
+        similarities: (N,), cosines. same: (N,), True for a paraphrase, False for a contradiction.
+        threshold: a pair above it counts as a paraphrase.
+
+    Raises:
+        ValueError: there are no pairs, or `similarities` and `same` differ in length.
     """
     similarities, same = _checked(similarities, same)
     return {

@@ -76,18 +76,6 @@ def make_studies(folder: str | Path, count: int = 2000, seed: int = 0, size: int
     return read_jsonl(folder / STUDIES)
 
 
-def phantom(number: int = 0, visit: int = 0, seed: int = 0, size: int = 224) -> tuple[Study, list[Image.Image]]:
-    """One study of one patient and its pictures, in the order of `Study.images`; nothing is written.
-
-    Raises:
-        ValueError: the patient has no such visit (everybody has a visit 0).
-    """
-    person = patient(seed, number)
-    if not 0 <= visit < len(person.visits):
-        raise ValueError(f"patient {number} of seed {seed} has visits 0 to {len(person.visits) - 1}, not {visit}")
-    return _examine(person, visit, seed, size)
-
-
 def _holds(folder: Path, settings: dict[str, int]) -> bool:
     """True if the folder holds these studies, False if there is nothing yet or an older version of them."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
