@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from hf_medvlm.data.files import atomic_open, write_json
-from hf_medvlm.data.images import open_radiograph
+from hf_medvlm.data.images import one_grey, open_radiograph
 
 SETTINGS = "cache.json"
 
@@ -76,7 +76,7 @@ def _remove_halves(cache: Path) -> None:
 
 
 def _convert(image_folder: Path, cache: Path, size: int | None, path: str, copy: str) -> str | None:
-    """Write one copy; return why it could not be read."""
+    """Write one copy; return why there is none."""
     source, target = image_folder / path, cache / copy
     try:
         if target.exists() and target.stat().st_mtime_ns >= source.stat().st_mtime_ns:
@@ -86,6 +86,9 @@ def _convert(image_folder: Path, cache: Path, size: int | None, path: str, copy:
         return str(error).removeprefix(f"{source}: ")
     except FileNotFoundError:
         return "there is no such file"
+    reason = one_grey(image)
+    if reason:
+        return reason
     if size:
         image.thumbnail((size, size), Image.Resampling.LANCZOS)
     with atomic_open(target, "wb") as handle:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hf_medvlm.data.images import find_broken
+from hf_medvlm.data.images import ONE_GREY, find_broken
 from hf_medvlm.data.quality import find_leakage, refuse_leakage, without_images
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.data.sources.table import read_table
@@ -130,12 +130,13 @@ def drop_broken(studies: Sequence[Study], folder: Path, rejected: list[Rejected]
         bad = {number for number, image in enumerate(study.images) if folder / image.path in broken}
         for number in sorted(bad):
             path = folder / study.images[number].path
-            rejected.append(Rejected(str(path), None, study.study_id, "image cannot be read", broken[path]))
+            why = "image of one grey value" if broken[path].startswith(ONE_GREY) else "image cannot be read"
+            rejected.append(Rejected(str(path), None, study.study_id, why, broken[path]))
         kept.append(without_images(study, bad) if bad else study)
-    logger.warning("%d of the images cannot be read; rejected.jsonl names them", len(broken))
+    logger.warning("%d of the images cannot be used; rejected.jsonl names them", len(broken))
     if all(not study.images for study in kept):
         path, reason = next(iter(broken.items()))
-        raise ValueError(f"none of {len(broken)} images in {folder} can be read; the first: {path}: {reason}")
+        raise ValueError(f"none of {len(broken)} images in {folder} can be used; the first: {path}: {reason}")
     return kept
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_medvlm.data.images import find_broken
+from hf_medvlm.data.images import ONE_GREY, find_broken
 from hf_medvlm.data.sources.base import Corpus
 from hf_medvlm.data.study import Study
 
@@ -61,7 +61,7 @@ def drop_broken_images(corpus: Corpus, image_folder: str | Path, workers: int | 
 
 
 def drop_images(corpus: Corpus, broken: Mapping[str, str], image_folder: str | Path) -> None:
-    """Take off the images in `broken` (path -> why), each counted as missing or unreadable, and what needs them."""
+    """Take off the images in `broken` (path -> why), each counted as missing, unreadable or empty, and what needs them."""
     if not broken:
         return
     kept = []
@@ -70,6 +70,8 @@ def drop_images(corpus: Corpus, broken: Mapping[str, str], image_folder: str | P
         for number in bad:
             path = study.images[number].path
             reason = "unreadable image" if (Path(image_folder) / path).exists() else "image not on disk"
+            if broken[path].startswith(ONE_GREY):
+                reason = "image of one grey value"
             corpus.reject(study, reason, f"{path}: {broken[path]}")
         left = without_images(study, bad) if bad else study
         if bad and not any(image.is_frontal for image in left.images):

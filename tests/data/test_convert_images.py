@@ -31,7 +31,7 @@ def make(folder, count=12, size=40):
 
 def test_copies_have_the_pixels_and_the_size(tmp_path):
     names = make(tmp_path / "in")
-    Image.new("L", (60, 30), 9).save(tmp_path / "in" / "wide.png")
+    Image.linear_gradient("L").resize((60, 30)).save(tmp_path / "in" / "wide.png")
     copies, broken = convert_images([*names, "wide.png"], tmp_path / "in", tmp_path / "out", size=32, workers=2)
     assert not broken and copies["p0/0.dcm"] == "p0/0.png"
     assert Image.open(tmp_path / "out" / "wide.png").size == (32, 16)
@@ -69,8 +69,10 @@ def test_broken_images_are_named_and_the_rest_goes_on(tmp_path):
     names = make(tmp_path / "in", count=4)
     (tmp_path / "in" / names[1]).write_bytes(b"no image")
     (tmp_path / "in" / names[2]).unlink()
-    copies, broken = convert_images(names, tmp_path / "in", tmp_path / "out")
-    assert set(copies) == {names[0], names[3]} and set(broken) == {names[1], names[2]}
+    Image.new("L", (9, 9), 70).save(tmp_path / "in" / "flat.png")
+    copies, broken = convert_images([*names, "flat.png"], tmp_path / "in", tmp_path / "out")
+    assert set(copies) == {names[0], names[3]} and set(broken) == {names[1], names[2], "flat.png"}
+    assert broken["flat.png"] == "every pixel has the same grey value, 70 of 255"
     assert broken[names[2]] == "there is no such file" and "image" in broken[names[1]]
 
 

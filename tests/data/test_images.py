@@ -11,8 +11,8 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from hf_medvlm.data import images
-from hf_medvlm.data.images import augment, find_broken, open_radiograph
+from hf_medvlm.data.images import augment, base, find_broken, open_radiograph
+from hf_medvlm.data.images.augment import pose
 
 REAL_DICOM = Path(__file__).parents[3] / "shared" / "data" / "dicom"
 
@@ -242,8 +242,8 @@ def test_random_damage_is_a_value_error(tmp_path: Path) -> None:
 def test_too_many_pixels_are_refused_and_ten_thousand_squared_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert 10_000 * 10_000 <= images.MAX_PIXELS
-    monkeypatch.setattr(images, "MAX_PIXELS", 63)
+    assert 10_000 * 10_000 <= base.MAX_PIXELS
+    monkeypatch.setattr(base, "MAX_PIXELS", 63)
     Image.new("L", (8, 8)).save(tmp_path / "x.png")
     for path in (tmp_path / "x.png", write_dicom(tmp_path / "x.dcm", ramp(8, 8, 8).astype(np.uint8), 8)):
         with pytest.raises(ValueError, match=r"8 x 8 pixels; between 1 and 63 are read"):
@@ -281,7 +281,7 @@ def test_augmentation_never_mirrors() -> None:
 def test_augmentation_moves_less_than_a_tenth() -> None:
     """Boxes in pixels of the stored image stay useful, and a zone stays the zone that the report names."""
     for seed in range(200):
-        a, b, c, d, e, f = images._pose((100, 100), np.random.default_rng(seed))
+        a, b, c, d, e, f = pose((100, 100), np.random.default_rng(seed))
         assert a * e - b * d > 0
         corners = np.array([[30, 30, 1], [70, 30, 1], [30, 70, 1], [70, 70, 1]])
         moved = corners @ np.array([[a, d], [b, e], [c, f]])

@@ -64,7 +64,7 @@ def test_the_limit_is_of_characters_kept():
 
 def test_broken_images_go_and_take_along_only_what_needs_them(tmp_path):
     for name in ("0", "1", "2", "3"):
-        Image.new("L", (8, 8), 7).save(tmp_path / f"{name}.png")
+        Image.linear_gradient("L").resize((8, 8)).save(tmp_path / f"{name}.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "0.png").read_bytes()[:50])
     frontal, lateral = StudyImage("0.png", "PA"), StudyImage("1.png", "LATERAL")
     corpus = corpus_of(
@@ -83,6 +83,19 @@ def test_broken_images_go_and_take_along_only_what_needs_them(tmp_path):
         *[("s1", 3, "image not on disk"), ("s1", 3, "no frontal image")],
         *[("s3", 5, "image not on disk"), ("s3", 5, "no frontal image")],
     ]
+
+
+def test_a_picture_of_one_grey_value_is_named(tmp_path):
+    Image.linear_gradient("L").save(tmp_path / "0.png")
+    Image.new("L", (8, 8), 7).save(tmp_path / "1.png")
+    corpus = corpus_of(study(0), study(1))
+    drop_broken_images(corpus, tmp_path)
+    assert [s.study_id for s in corpus.studies] == ["s0"]
+    assert [(r.study_id, r.reason) for r in corpus.rejected] == [
+        ("s1", "image of one grey value"),
+        ("s1", "no frontal image"),
+    ]
+    assert "every pixel has the same grey value, 7 of 255" in corpus.rejected[0].detail
 
 
 def test_boxes_move_with_their_images():

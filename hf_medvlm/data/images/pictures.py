@@ -1,0 +1,80 @@
+"""PNG, JPEG, BMP and WebP through Pillow, and the 16 bits of a PNG that Pillow would cut to 8."""
+
+from __future__ import annotations
+
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from hf_medvlm.data.images.base import check_size, largest, luminance, to_8_bits
+
+PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
+_DEEP_COLOUR = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
+
+
+def is_picture(head: bytes) -> bool:
+    """Whether the first bytes are those of one of `PILLOW_FORMATS`."""
+    return head.startswith(SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+
+
+def read_picture(handle: BinaryIO, least: tuple[int, int] | None = None) -> Image.Image:
+    """A picture file as mode "L", upright; what is transparent becomes black.
+
+    Args:
+        least: (width, height); a JPEG may be decoded at 1/2, 1/4 or 1/8, as long as it is no smaller than this.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
+        opened = Image.open(handle, formats=PILLOW_FORMATS)
+    with opened as image:
+        check_size(*image.size)
+        if least and image.format == "JPEG":
+            turned = image.getexif().get(0x0112, 1) >= 5  # its sides are exchanged
+            image.draft("L", least[::-1] if turned else least)
+        coding = image.tile[0].args if image.tile and image.format == "PNG" else None
+        if coding == "LA;16B" or coding in _DEEP_COLOUR:
+            grey = _read_deep_png(image, handle, coding)
+        else:
+            image.load()
+            if not image.mode.startswith("I"):  # "I;16" or, in older versions of Pillow, "I"
+                ImageOps.exif_transpose(image, in_place=True)
+                if image.has_transparency_data:
+                    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+                return image.convert("L")
+            values = np.asarray(image)
+            grey = to_8_bits(values, 0, largest(values.max()))
+        picture = Image.fromarray(grey)
+        picture.info["exif"] = image.getexif().tobytes()
+        ImageOps.exif_transpose(picture, in_place=True)
+        return picture
+
+
+def _read_deep_png(image: Image.Image, handle: BinaryIO, coding: str) -> np.ndarray:
+    """Colour, or grey with transparency, of 16 bits: (H, W) of 8 bits, with the range that greyscale of 16 bits gets.
+
+    Pillow keeps the high byte of such pixels alone, which is 0 where a 12-bit picture was stored in 16 bits. So grey and
+    alpha are read as if their four bytes were four channels, and colour twice: once for the high bytes, once, named as
+    little-endian, for the low ones.
+    """
+    tile = image.tile[0]
+    if coding == "LA;16B":
+        image._mode = "RGBA"
+        image.tile = [tile._replace(args="RGBA")]
+        parts = np.asarray(image).astype(np.float64)
+        grey, alpha = (256 * parts[..., place] + parts[..., place + 1] for place in (0, 2))
+    else:
+        handle.seek(0)
+        with Image.open(handle, formats=["PNG"]) as again:
+            again.tile = [again.tile[0]._replace(args=_DEEP_COLOUR[coding])]
+            low = np.asarray(again).astype(np.float64)
+        handle.seek(0)
+        with Image.open(handle, formats=["PNG"]) as again:
+            values = 256 * np.asarray(again).astype(np.float64) + low
+        image.load()
+        grey = luminance(*np.moveaxis(values[..., :3], -1, 0))
+        alpha = values[..., 3] if values.shape[-1] == 4 else np.full(grey.shape, 65535.0)
+    grey *= alpha / largest(alpha.max())
+    return to_8_bits(grey, 0, largest(grey.max()))
