@@ -61,7 +61,7 @@ def drop_broken_images(corpus: Corpus, image_folder: str | Path, workers: int | 
 
 
 def drop_images(corpus: Corpus, broken: Mapping[str, str], image_folder: str | Path) -> None:
-    """Take off the images in `broken` (path -> why), each counted as missing, unreadable or empty, and what needs them."""
+    """Take off the images in `broken` (path -> why), counted as missing, unreadable or empty, and what needs them."""
     if not broken:
         return
     kept = []

@@ -27,8 +27,8 @@ def to_8_bits(values: np.ndarray, low: float, high: float) -> np.ndarray:
     """Map `low` to 0 and `high` to 255; what lies outside is black or white. Where the two are equal, all is black."""
     if high <= low:
         return np.zeros(values.shape, np.uint8)
-    kind = np.float32 if values.dtype.itemsize <= 2 else np.float64
-    scaled = (values.astype(kind) - kind(low)) * kind(255 / (high - low))
+    exact: np.ndarray = values.astype(np.float32 if values.dtype.itemsize <= 2 else np.float64)
+    scaled = (exact - float(low)) * (255 / (high - low))  # Python's floats leave the type of the array as it is
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 

@@ -91,26 +91,28 @@ def read_dicom(handle: BinaryIO) -> Image.Image:
 def _parse(handle: BinaryIO) -> Dataset:
     """The elements of `DICOM_TAGS`; of a deflated file no more than its first frame is inflated."""
     import pydicom
-    from pydicom.filereader import read_partial
+    from pydicom.filereader import read_dataset
 
     start = handle.tell()
-    meta = read_partial(handle, stop_when=lambda tag, vr, length: tag.group > 2, force=True).file_meta
+    meta = pydicom.Dataset()
+    if handle.read(132)[128:] == b"DICM":  # group 2 is never deflated
+        meta = read_dataset(handle, False, True, stop_when=lambda tag, vr, length: tag >> 16 != 2)
+    begins = handle.tell()
     handle.seek(start)
     if meta.get("TransferSyntaxUID") != DEFLATED:
         dataset = pydicom.dcmread(handle, force=True, specific_tags=DICOM_TAGS)
         if "TransferSyntaxUID" not in dataset.file_meta:
             dataset.file_meta.TransferSyntaxUID = pydicom.uid.ImplicitVRLittleEndian  # the default of PS3.5 section 10
         return dataset
+    handle.seek(begins)
     whole = handle.read()
-    begins = whole.index(b"DICM") + 4 + 12 + meta.FileMetaInformationGroupLength
     inflate = zlib.decompressobj(-zlib.MAX_WBITS)
-    head = inflate.decompress(whole[begins:], HEADER_LIMIT)
-    meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    head = inflate.decompress(whole, HEADER_LIMIT)
     plain = io.BytesIO(head)
-    elements = pydicom.filereader.read_dataset(
-        plain, is_implicit_VR=False, is_little_endian=True, stop_when=_is_pixels, specific_tags=_tags()
-    )
-    dataset = pydicom.FileDataset("", elements, file_meta=meta, is_implicit_VR=False, is_little_endian=True)
+    elements = read_dataset(plain, False, True, stop_when=_is_pixels, specific_tags=_tags())
+    dataset = pydicom.FileDataset("", elements, is_implicit_VR=False, is_little_endian=True)
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
     at = plain.tell()
     if head[at : at + 4] != b"\xe0\x7f\x10\x00":
         raise Refused("it holds no DICOM pixel data")
@@ -246,7 +248,7 @@ def _as_pixel(value: int, dataset: Dataset) -> int:
 
 
 def _shown(dataset: Dataset, lowest: int, places: np.ndarray, padded: np.ndarray | None) -> np.ndarray:
-    """Grey, 0 to 255, of every value that the bits stored can hold: the chain runs over a table, not over the pixels."""
+    """Grey, 0 to 255, of every value that the bits stored can hold: the chain runs over a table, not over pixels."""
     from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
     bits = dataset.BitsStored

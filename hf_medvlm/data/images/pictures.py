@@ -6,7 +6,7 @@ import warnings
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from hf_medvlm.data.images.base import check_size, largest, luminance, to_8_bits
 
@@ -42,7 +42,8 @@ def read_picture(handle: BinaryIO, least: tuple[int, int] | None = None) -> Imag
             if not image.mode.startswith("I"):  # "I;16" or, in older versions of Pillow, "I"
                 ImageOps.exif_transpose(image, in_place=True)
                 if image.has_transparency_data:
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+                    black = Image.new("RGBA", image.size, "black")
+                    return Image.alpha_composite(black, image.convert("RGBA")).convert("L")
                 return image.convert("L")
             values = np.asarray(image)
             grey = to_8_bits(values, 0, largest(values.max()))
@@ -52,12 +53,17 @@ def read_picture(handle: BinaryIO, least: tuple[int, int] | None = None) -> Imag
         return picture
 
 
-def _read_deep_png(image: Image.Image, handle: BinaryIO, coding: str) -> np.ndarray:
+def _reopen(handle: BinaryIO) -> ImageFile.ImageFile:
+    handle.seek(0)
+    return Image.open(handle, formats=["PNG"])
+
+
+def _read_deep_png(image: ImageFile.ImageFile, handle: BinaryIO, coding: str) -> np.ndarray:
     """Colour, or grey with transparency, of 16 bits: (H, W) of 8 bits, with the range that greyscale of 16 bits gets.
 
-    Pillow keeps the high byte of such pixels alone, which is 0 where a 12-bit picture was stored in 16 bits. So grey and
-    alpha are read as if their four bytes were four channels, and colour twice: once for the high bytes, once, named as
-    little-endian, for the low ones.
+    Pillow keeps the high byte of such pixels alone, which is almost 0 where a 12-bit picture was stored in 16 bits. So
+    grey and alpha are read as if their four bytes were four channels, and colour twice: once for the high bytes, once,
+    named as little-endian, for the low ones.
     """
     tile = image.tile[0]
     if coding == "LA;16B":
@@ -66,12 +72,10 @@ def _read_deep_png(image: Image.Image, handle: BinaryIO, coding: str) -> np.ndar
         parts = np.asarray(image).astype(np.float64)
         grey, alpha = (256 * parts[..., place] + parts[..., place + 1] for place in (0, 2))
     else:
-        handle.seek(0)
-        with Image.open(handle, formats=["PNG"]) as again:
+        with _reopen(handle) as again:
             again.tile = [again.tile[0]._replace(args=_DEEP_COLOUR[coding])]
             low = np.asarray(again).astype(np.float64)
-        handle.seek(0)
-        with Image.open(handle, formats=["PNG"]) as again:
+        with _reopen(handle) as again:
             values = 256 * np.asarray(again).astype(np.float64) + low
         image.load()
         grey = luminance(*np.moveaxis(values[..., :3], -1, 0))

@@ -120,11 +120,8 @@ def _way_out(head: bytes) -> str:
     """What to do with a file that is none of the formats that are read."""
     for start, (kind, convertible) in _NOT_READ.items():
         if head.startswith(start):
-            how = "convert it to PNG, which keeps 16 bits"
-            if convertible:
-                how += (
-                    """: `python -c "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2])" """
-                )
-                how += "IN OUT.png`"
+            code = "import sys; from PIL import Image; Image.open(sys.argv[1]).save(sys.argv[2])"
+            how = f': `python -c "{code}" IN OUT.png`' if convertible else ""
+            how = f"convert it to PNG, which keeps 16 bits{how}"
             return f"{kind} is not read; {how}"
     return f"not a DICOM, {', '.join(PILLOW_FORMATS)} image; convert it to one of these"

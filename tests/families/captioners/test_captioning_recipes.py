@@ -59,7 +59,7 @@ def recipe(root, tmp_path, monkeypatch, capsys):
 def write_table(folder: Path, rows: list[str], images: int = 12) -> Path:
     (folder / "d").mkdir(exist_ok=True)
     for number in range(images):
-        Image.new("L", (40, 40), 20 * number).save(folder / "d" / f"{number}.png")
+        Image.linear_gradient("L").resize((40, 40 + number)).save(folder / "d" / f"{number}.png")
     table = folder / "x.csv"
     table.write_text("image,patient_id,findings\n" + "\n".join(rows) + "\n")
     return table

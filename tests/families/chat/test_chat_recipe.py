@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -36,7 +35,7 @@ def talk(number: int, image: bool = True) -> dict:
 def parts(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("images")
     for number in range(12):
-        Image.fromarray(np.full((16, 16), 20 * number, np.uint8)).save(folder / f"{number}.png")
+        Image.linear_gradient("L").resize((16, 16 + number)).save(folder / f"{number}.png")
     tokenizer = train_chat_tokenizer(["What is seen? Effusion. ASSISTANT: USER:"], vocab_size=330)
     processor = make_processor(tokenizer, 16, 8)
     studies = [from_llava(talk(number, image=number % 3 > 0)) for number in range(12)]
