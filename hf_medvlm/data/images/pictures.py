@@ -39,18 +39,26 @@ def read_picture(handle: BinaryIO, least: tuple[int, int] | None = None) -> Imag
             grey = _read_deep_png(image, handle, coding)
         else:
             image.load()
-            if not image.mode.startswith("I"):  # "I;16" or, in older versions of Pillow, "I"
-                ImageOps.exif_transpose(image, in_place=True)
-                if image.has_transparency_data:
-                    black = Image.new("RGBA", image.size, "black")
-                    return Image.alpha_composite(black, image.convert("RGBA")).convert("L")
-                return image.convert("L")
-            values = np.asarray(image)
-            grey = to_8_bits(values, 0, largest(values.max()))
+            return to_greyscale(image)
         picture = Image.fromarray(grey)
         picture.info["exif"] = image.getexif().tobytes()
-        ImageOps.exif_transpose(picture, in_place=True)
-        return picture
+        return ImageOps.exif_transpose(picture)
+
+
+def to_greyscale(image: Image.Image) -> Image.Image:
+    """A picture that Pillow has read, of any mode, as `open_radiograph` gives it: mode "L", upright.
+
+    Of colours of 16 bits Pillow has kept the high bytes alone; `open_radiograph` reads the file's low ones too.
+    """
+    if image.mode.startswith("I"):  # "I;16" or, in older versions of Pillow, "I"
+        values = np.asarray(image)
+        grey = Image.fromarray(to_8_bits(values, 0, largest(values.max())))
+        grey.info["exif"] = image.getexif().tobytes()
+        return ImageOps.exif_transpose(grey)
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return image.convert("L")
 
 
 def _reopen(handle: BinaryIO) -> ImageFile.ImageFile:
