@@ -29,6 +29,13 @@ HISTORY = [
 ]
 
 
+GROUPS = {
+    "Text": ("bleu4", "rougeL", "meteor", "cider"),
+    "Findings in the text": ("findings_f1_micro",),
+    "Findings": ("mean_auc", "auc/Edema", "auc/Fracture"),
+}
+
+
 def make_run(folder: Path, studies: int = 12, *, pixels: int = 96, seed: int = 0, maps: bool = True) -> Path:
     """A finished run of a captioner with findings, maps and boxes; its images lie in `folder`/../images."""
     rng = np.random.default_rng(seed)
@@ -75,6 +82,11 @@ def results(predictions: list[dict[str, Any]]) -> dict[str, Any]:
         },
         "intervals": {name: [value - 0.04, value + 0.04] for name, value in fractions.items()},
         "protocol": {"bleu4": "13a tokens, cased, corpus level", "findings_f1_micro": "rules, 14 findings"},
+        "facts": {
+            name: {"group": group, "better": "higher", "unit": "0 to 10" if name == "cider" else "fraction"}
+            for group, names in GROUPS.items()
+            for name in names
+        },
         "n": len(predictions),
         "figures": {
             "roc": {

@@ -22,8 +22,8 @@ ALLOWED = {
     "metrics": {"labels", "language"},
     "collators": {"labels", "language", "data"},
     "evaluation": {"labels", "language", "data", "collators", "metrics", "models"},
-    "figures": {"labels", "language", "data"},  # pictures of radiographs, and findings marked in the text
-    "sharing": {"labels", "language", "data", "figures"},
+    "figures": {"labels", "language", "data", "metrics"},  # radiographs, findings marked in the text, facts of scores
+    "sharing": {"labels", "language", "data", "metrics", "figures"},
     "training": ENGINE | {"figures", "sharing"},
     "inference": ENGINE | {"figures", "families"},  # families by their names in the folder, never one of them
 }

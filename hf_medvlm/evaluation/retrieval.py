@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,16 +17,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_medvlm.collators.pairs import PairCollator, pair_id, same_text
-from hf_medvlm.data.rows import Row, StudyRows
+from hf_medvlm.data.rows import Row, StudyRows, as_rows
 from hf_medvlm.data.study import Study
-from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.evaluation.base import Evaluation, Scores, moved, to_numpy
 from hf_medvlm.evaluation.probe import probe_scores
 from hf_medvlm.evaluation.prompts import prompts_for
 from hf_medvlm.labels import CHEXPERT_14
-from hf_medvlm.metrics.findings import KINDS, PROTOCOL, confusion, finding_scores, label_matrix, roc_curve
+from hf_medvlm.metrics import facts
+from hf_medvlm.metrics.findings import KINDS, confusion, finding_scores, findings_protocol, label_matrix, roc_curve
 from hf_medvlm.metrics.intervals import bootstrap_interval
-from hf_medvlm.metrics.retrieval import CUTOFFS, query_scores, retrieval_scores
-from hf_medvlm.metrics.retrieval import PROTOCOL as RETRIEVAL_PROTOCOL
+from hf_medvlm.metrics.retrieval import CUTOFFS, query_scores, retrieval_fact, retrieval_scores
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
 
 LOSS_BLOCK = 64  # pairs that one evaluation loss tells apart, in the order of the split, whatever the batch size
 RETRIEVAL_WEIGHT, AUC_WEIGHT = 0.7, 0.3
@@ -42,6 +45,7 @@ class RetrievalEvaluation(Evaluation):
         findings: what zero-shot prompts and the probe tell; findings without both classes in the split come out as NaN.
         probe_rows: training studies that the linear probe learns from; None for no probe. The trainer fills
             `probe_outputs` with their features before each scoring.
+        studies: what `compute_metrics` scores, in the order of the evaluation data set.
     """
 
     collator: PairCollator
@@ -49,11 +53,15 @@ class RetrievalEvaluation(Evaluation):
     findings: Sequence[str] = CHEXPERT_14
     probe_rows: StudyRows | None = None
     probe_outputs: dict[str, list[np.ndarray]] | None = None
+    studies: Sequence[Study] = ()
     _prompts: Tensor | None = field(default=None, init=False, repr=False)
     _gflops: float = field(default=float("nan"), init=False)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        return self.collator(rows)
+        """The collator's batch, with each study's place in the split as `labels`, which a stock trainer asks for."""
+        return self.collator(rows) | {"labels": torch.tensor([row.index for row in as_rows(rows)])}
+
+    collate_for_trainer = collate
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         output = model(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")})
@@ -100,6 +108,20 @@ class RetrievalEvaluation(Evaluation):
     def settings(self) -> dict[str, Any]:
         return {"max_length": self.collator.max_length, "findings": list(self.findings)}
 
+    def outputs_of(self, eval_prediction: EvalPrediction) -> dict[str, list[np.ndarray]]:
+        """As `predict`, of what the plain `Trainer` has collected of `forward`."""
+        images, texts = eval_prediction.predictions[1:3]  # behind logits_per_image
+        images, texts = np.asarray(images), np.asarray(texts)
+        model, device = self.model, next(self.model.parameters()).device
+        with torch.no_grad():
+            batch = moved(self.collate(as_rows(self.studies[:1])), device)
+            probe = self.predict(model.eval(), batch)  # one study, for the scalars, the prompts and the cost
+            sides = torch.einsum("bd,csd->bcs", torch.from_numpy(images), self._prompts.float().cpu())
+        scalars = {name: value for name, value in probe.items() if name.startswith("scalar/")}
+        margins = (sides[..., 0] - sides[..., 1]) * scalars["scalar/logit_scale"][0].float().cpu()
+        outputs = {"image_embeds": list(images), "text_embeds": list(texts), "zero_shot": list(margins.numpy())}
+        return outputs | {name: [to_numpy(value[0])] * len(images) for name, value in scalars.items()}
+
     def _embed_prompts(self, model: nn.Module, device: torch.device) -> Tensor:
         """(C, 2, D): for and against each finding, the normalised mean of its sentences' embeddings."""
         sides = [side for finding in self.findings for side in prompts_for(finding)]
@@ -119,23 +141,29 @@ class RetrievalEvaluation(Evaluation):
         ways = [f"{way}_{name}" for way in ("i2t", "t2i") for name in ("median_rank", "mrr", *_RECALLS)]
         random = {way: chance["chance_" + way[4:]] for way in ways}
         random["mean_recall"] = float(np.mean([random[f"i2t_{name}"] for name in _RECALLS]))
-        scores = Scores(metrics=retrieval, n=len(studies), baselines={"random_order": random})
+        scores = Scores(metrics={}, n=len(studies), baselines={"random_order": random})
         scores.intervals = {name: bootstrap_interval(queries[name], patients) for name in ways if name in queries}
-        gallery = {"gallery": retrieval["gallery_size"], "unique": retrieval["unique_texts"]}
-        scores.protocol["retrieval"] = RETRIEVAL_PROTOCOL.format(**gallery)
+        for name, value in retrieval.items():
+            scores.metrics[name], scores.facts[name] = value, retrieval_fact(name, retrieval)
+        for name in ("i2t_rank", "t2i_rank"):
+            scores.facts[name] = retrieval_fact(name, retrieval)
         self._score_findings(scores, np.stack(outputs["zero_shot"]), studies)
         if self.probe_outputs is not None:
             self._score_probe(scores, images, studies)
         auc = scores.metrics.get("probe_auc", scores.metrics["zero_shot_auc"])
         weighted = [(RETRIEVAL_WEIGHT, retrieval["mean_recall"]), (AUC_WEIGHT, auc)]
         known = [(weight, 100 * value) for weight, value in weighted if not np.isnan(value)]
-        scores.metrics["combined"] = sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
-        scores.protocol["combined"] = "0.7 x mean_recall + 0.3 x probe_auc (else zero_shot_auc), in percent"
-        scores.metrics["loss"] = self._loss(outputs, reports)
-        scores.protocol["loss"] = f"contrastive term, mean over blocks of {LOSS_BLOCK} pairs in the order of the split"
-        scores.metrics["gflops"] = self._gflops
-        scores.protocol["gflops"] = "multiply-adds counted twice, of one image through the image side"
-        scores.metrics["temperature"] = 1 / float(outputs["scalar/logit_scale"][0])
+        combined = sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
+        how = f"{RETRIEVAL_WEIGHT} x mean_recall + {AUC_WEIGHT} x probe_auc (else zero_shot_auc)"
+        scores.add({"combined": combined}, facts.RETRIEVAL, how, unit="percent")
+        how = f"contrastive term, mean over blocks of {LOSS_BLOCK} pairs in the order of the split"
+        scores.add({"loss": self._loss(outputs, reports)}, facts.TRAINING, how, better=facts.LOWER, unit="nats")
+        how = "multiply-adds counted twice, of one image through the image side"
+        scores.add({"gflops": self._gflops}, facts.COST, how, better=facts.LOWER, unit="GFLOPs")
+        temperature = {"temperature": 1 / float(outputs["scalar/logit_scale"][0])}
+        how = "learnt temperature of the contrastive loss; a setting, no score"
+        scores.add(temperature, facts.TRAINING, how, better=facts.NEITHER, unit="")
+        present = [[n for n, m in zip(self.findings, row, strict=True) if m > 0] for row in outputs["zero_shot"]]
         scores.predictions = [
             {
                 "study_id": study.study_id,
@@ -145,6 +173,7 @@ class RetrievalEvaluation(Evaluation):
                 "scores": {name: float(queries[name][i]) for name in ("i2t_rank", "t2i_rank")},
                 "findings_reference": dict(study.labels),
                 "zero_shot": dict(zip(self.findings, outputs["zero_shot"][i].tolist(), strict=True)),
+                "prediction": ", ".join(present[i]),
                 "boxes": [
                     {"image": b.image, "phrase": b.phrase, "xywh": list(b.xywh), "finding": b.finding}
                     for b in study.boxes
@@ -157,11 +186,10 @@ class RetrievalEvaluation(Evaluation):
     def _score_findings(self, scores: Scores, margins: np.ndarray, studies: list[Study]) -> None:
         labels = label_matrix([study.labels for study in studies], self.findings)
         found = finding_scores(margins, labels, self.findings, thresholds=0.0)
-        scores.metrics |= {f"zero_shot_{kind}": found[f"mean_{kind}"] for kind in KINDS}
-        scores.metrics |= {name: value for name, value in found.items() if name.startswith("auc/")}
-        scores.protocol["zero_shot"] = (
-            f"present where the image is nearer to the sentences for than against; uncertain left out; {PROTOCOL}"
-        )
+        how = "present where the image is nearer to the sentences for than against; uncertain left out; "
+        how += findings_protocol(found, self.findings)
+        scores.add({f"zero_shot_{kind}": found[f"mean_{kind}"] for kind in KINDS}, facts.FINDINGS, how)
+        scores.add({name: v for name, v in found.items() if name.startswith("auc/")}, facts.FINDINGS, how)
         more_present = np.nansum(labels - 0.5, axis=0) > 0
         majority = np.broadcast_to(np.where(more_present, 1.0, -1.0), labels.shape)
         majority = finding_scores(majority, labels, self.findings, thresholds=0.0)
@@ -181,10 +209,9 @@ class RetrievalEvaluation(Evaluation):
         train = label_matrix([study.labels for study in self.probe_rows.studies], self.findings)
         test = label_matrix([study.labels for study in studies], self.findings)
         found = finding_scores(probe_scores(learnt_from, train, images), test, self.findings)
-        scores.metrics |= {"probe_auc": found["mean_auc"], "probe_ap": found["mean_ap"]}
-        scores.protocol["probe"] = (
-            f"logistic regression on the image embeddings of {len(train)} training studies, one a finding; {PROTOCOL}"
-        )
+        how = f"logistic regression on the image embeddings of {len(train)} training studies, one a finding; "
+        how += findings_protocol(found, self.findings)
+        scores.add({"probe_auc": found["mean_auc"], "probe_ap": found["mean_ap"]}, facts.FINDINGS, how)
         for name, row in scores.figures["per_finding"].items():
             row |= {"probe_auc": found[f"auc/{name}"], "probe_ap": found[f"ap/{name}"]}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -14,10 +14,15 @@ from transformers import PreTrainedTokenizerBase
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.language.findings import label_report
+from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.findings_text import findings_f1
 from hf_medvlm.metrics.intervals import bootstrap_interval, ratio_of_sums
 from hf_medvlm.metrics.text import baseline_texts, score_texts, text_baselines
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
 
 STOPPED, CUT = 0, 1
 
@@ -44,6 +49,7 @@ class TextEvaluation(Evaluation):
         train_reports: the training targets; the most frequent one is a baseline.
         max_new_tokens: where generation stops if the model does not end by itself; such reports are counted.
         num_beams: 1 is greedy.
+        studies: what `compute_metrics` scores, in the order of the evaluation data set.
     """
 
     collator: GenerativeCollator
@@ -51,6 +57,7 @@ class TextEvaluation(Evaluation):
     train_reports: Sequence[str]
     max_new_tokens: int = 128
     num_beams: int = 1
+    studies: Sequence[Study] = ()
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows)}
@@ -89,10 +96,12 @@ class TextEvaluation(Evaluation):
         texts = [self.text_of(ids) for ids in outputs["generated"]]
         references = [self.collator.target(study) for study in studies]
         scores = self.score_reports(texts, references, studies)
-        scores.metrics["loss"] = float(np.sum(outputs["nll"]) / max(np.sum(outputs["tokens"]), 1))
-        scores.protocol["loss"] = "cross-entropy in nats, mean over all tokens of the split"
-        scores.metrics["cut_off_rate"] = float(np.mean(outputs["cut"]))
-        scores.protocol["cut_off_rate"] = f"share of reports that did not end within {self.max_new_tokens} tokens"
+        if "nll" in outputs:  # a stock trainer generates, and measures no loss on the references
+            loss = float(np.sum(outputs["nll"]) / max(np.sum(outputs["tokens"]), 1))
+            how = "cross-entropy in nats, mean over all tokens of the split"
+            scores.add({"loss": loss}, facts.TRAINING, how, better=facts.LOWER, unit="nats")
+        how = f"share of reports that did not end within {self.max_new_tokens} tokens"
+        scores.add({"cut_off_rate": float(np.mean(outputs["cut"]))}, facts.TEXT, how, better=facts.LOWER)
         return scores
 
     def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
@@ -100,17 +109,23 @@ class TextEvaluation(Evaluation):
         patients = [study.patient_id for study in studies]
         measured = score_texts(texts, references, patients)
         findings = findings_f1(texts, references)
-        metrics = {**measured.metrics, **findings.metrics}
-        metrics["distinct_predictions"] = len(set(texts)) / len(texts)
-        intervals = dict(measured.intervals)
-        intervals["findings_f1_micro"] = bootstrap_interval(findings.sums, patients, ratio_of_sums)
-        protocol = {**measured.protocol, **findings.protocol}
-        protocol["distinct_predictions"] = "different generated reports, as a share of all"
+        scores = Scores(metrics={}, n=len(studies), intervals=dict(measured.intervals))
+        for name, value in measured.metrics.items():
+            unit = "0 to 10" if name == "cider" else facts.FRACTION
+            scores.add({name: value}, facts.TEXT, measured.protocol[name], unit=unit)
+        scores.add(findings.metrics, facts.TEXT_FINDINGS, findings.protocol)
+        scores.intervals["findings_f1_micro"] = bootstrap_interval(findings.sums, patients, ratio_of_sums)
+        distinct = {"distinct_predictions": len(set(texts)) / len(texts)}
+        scores.add(distinct, facts.TEXT, "different generated reports, as a share of all", better=facts.NEITHER)
         per_study = measured.per_study | {"findings_f1": findings.per_study}
+        scores.state(["findings_f1"], facts.TEXT_FINDINGS, "F1 over the findings of one study")
+        scores.state(["sentence_bleu4"], facts.TEXT, "smoothed BLEU-4 of one study, 13a tokens")
         baselines = text_baselines(texts, references, self.train_reports)
         for system, said in baseline_texts(texts, self.train_reports).items():
             baselines[system] |= findings_f1(said, references).metrics
-        predictions = [
+        scores.baselines = baselines
+        scores.figures = {"per_finding": findings.per_finding}
+        scores.predictions = [
             {
                 "study_id": study.study_id,
                 "patient_id": study.patient_id,
@@ -128,12 +143,37 @@ class TextEvaluation(Evaluation):
             }
             for number, (study, reference, text) in enumerate(zip(studies, references, texts, strict=True))
         ]
-        return Scores(
-            metrics=metrics,
-            n=len(studies),
-            baselines=baselines,
-            intervals=intervals,
-            protocol=protocol,
-            predictions=predictions,
-            figures={"per_finding": findings.per_finding},
-        )
+        return scores
+
+    # -- under the stock Seq2SeqTrainer ------------------------------------------------------------------------------
+
+    def collate_for_trainer(self, rows: list[Row]) -> dict[str, Tensor]:
+        """The prompt-only batch for `Seq2SeqTrainer(predict_with_generate=True)`'s `data_collator`.
+
+        `labels` (B, T) supervise the last prompt token alone: the trainer calls `compute_metrics` only where a batch
+        has labels, and they tell it where the prompt ends. The `eval_loss` that the trainer makes of them is useless.
+        """
+        batch = dict(self.collator.prompts(rows))
+        labels = torch.full_like(batch["input_ids"], IGNORE_INDEX)
+        labels[:, -1] = batch["input_ids"][:, -1]
+        return batch | {"labels": labels}
+
+    def outputs_of(self, eval_prediction: EvalPrediction) -> dict[str, list[np.ndarray]]:
+        """`generated` ids without the prompt, and `cut`, of what `Seq2SeqTrainer(predict_with_generate=True)` wrote.
+
+        Raises:
+            ValueError: these are logits, as the plain `Trainer` or `predict_with_generate=False` gives them.
+        """
+        ids = eval_prediction.predictions
+        ids = np.asarray(ids[0] if isinstance(ids, tuple) else ids)
+        if ids.ndim != 2 or not np.issubdtype(ids.dtype, np.integer):
+            raise ValueError(
+                "reports are scored from what generate() writes: use Seq2SeqTrainer with predict_with_generate=True "
+                "and data_collator=evaluation.collate_for_trainer; the plain Trainer gives logits of the reference"
+            )
+        ids = np.where(ids < 0, self.tokenizer.pad_token_id, ids)  # the trainer pads with -100
+        starts = (np.asarray(eval_prediction.label_ids) != IGNORE_INDEX).argmax(1) + 1
+        generated = [row[start : start + self.max_new_tokens] for row, start in zip(ids, starts, strict=True)]
+        stops = [i for i in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id) if i is not None]
+        cut = [np.array(STOPPED if np.isin(row, stops).any() else CUT) for row in generated]
+        return {"generated": generated, "cut": cut}

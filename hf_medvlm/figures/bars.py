@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.figures.results import Run, is_fraction, is_number
+from hf_medvlm.figures.results import Run, is_number
 from hf_medvlm.figures.style import INK, MUTED, PALETTE, plain, sheet
 
 ROW_INCHES = 0.24
@@ -31,7 +31,7 @@ def findings_table(run: Run) -> dict[str, dict[str, Any]]:
 
 def draw_scores(run: Run, path: Path) -> bool:
     """Scores on [0, 1] as bars with their intervals; each trivial baseline is a mark on the bar of its score."""
-    shown = {k: v for k, v in run.metrics.items() if is_number(v) and is_fraction(k, v) and "/" not in k}
+    shown = {k: v for k, v in run.metrics.items() if is_number(v) and run.in_unit_range(k) and "/" not in k}
     if not shown:
         return False
     names = list(reversed(shown))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_medvlm.figures.results import GROUPS, OTHER, Run, group_of, is_fraction
+from hf_medvlm.figures.results import Run
 from hf_medvlm.figures.style import line_styles, plain, sheet
 
 SPEED = ("runtime", "samples_per_second", "steps_per_second", "tokens_per_second", "epoch")
@@ -23,14 +23,14 @@ def loss_series(run: Run) -> dict[str, tuple[list[float], list[float]]]:
 
 def validation_series(run: Run) -> dict[str, dict[str, tuple[list[float], list[float]]]]:
     """Scores measured on validation while training: group -> name -> (steps, values); one score a finding left out."""
-    groups: dict[str, dict[str, tuple[list[float], list[float]]]] = {title: {} for title in (*GROUPS, OTHER)}
+    groups: dict[str, dict[str, tuple[list[float], list[float]]]] = {title: {} for title in run.groups()}
     for key in run.logged():
         name = key.removeprefix("eval_")
         if not key.startswith("eval_") or name == "loss" or "/" in name or name.endswith(SPEED):
             continue
         steps, values = run.series(key)
         if steps:
-            title = group_of(name) if all(is_fraction(name, v) for v in values) else name
+            title = run.fact(name).group if run.in_unit_range(name) else name
             groups.setdefault(title, {})[name] = (steps, values)
     return {title: series for title, series in groups.items() if series}
 
@@ -42,9 +42,9 @@ def schedule_series(run: Run) -> dict[str, tuple[list[float], list[float]]]:
     return {key: points for key, points in series.items() if len(points[0]) > 1}
 
 
-def group_axis(title: str) -> str:
+def group_axis(title: str, run: Run) -> str:
     """What the vertical axis of a group of scores holds: fractions, or the one unbounded score that names it."""
-    return FRACTIONS if title in GROUPS or title == OTHER else title
+    return title if title in run.metrics or title not in run.groups() else FRACTIONS
 
 
 def draw_loss(run: Run, path: Path) -> bool:
@@ -71,12 +71,12 @@ def draw_learning_rate(run: Run, path: Path) -> bool:
 
 def draw_schedule(run: Run, path: Path) -> bool:
     """One panel for each further quantity that training logged."""
-    return _draw_panels({name: {name: points} for name, points in schedule_series(run).items()}, path)
+    return _draw_panels({name: {name: points} for name, points in schedule_series(run).items()}, path, run)
 
 
 def draw_validation(run: Run, path: Path) -> bool:
     """One panel for each group of scores, at most `MOST_LINES` lines in each."""
-    return _draw_panels(validation_series(run), path)
+    return _draw_panels(validation_series(run), path, run)
 
 
 def draw_named_curves(run: Run, path: Path) -> bool:
@@ -91,7 +91,7 @@ def draw_named_curves(run: Run, path: Path) -> bool:
     return True
 
 
-def _draw_panels(groups: dict[str, dict[str, tuple[list[float], list[float]]]], path: Path) -> bool:
+def _draw_panels(groups: dict[str, dict[str, tuple[list[float], list[float]]]], path: Path, run: Run) -> bool:
     if not groups:
         return False
     columns = min(2, len(groups))
@@ -100,8 +100,8 @@ def _draw_panels(groups: dict[str, dict[str, tuple[list[float], list[float]]]], 
         for axes, (title, series) in zip(panels, groups.items(), strict=False):
             _draw_lines(axes, dict(list(series.items())[:MOST_LINES]))
             heading = title if len(series) > 1 or title in series else f"{title}: {next(iter(series))}"
-            axes.set(title=plain(heading), xlabel="optimisation step", ylabel=plain(group_axis(title)))
-            if group_axis(title) == FRACTIONS:
+            axes.set(title=plain(heading), xlabel="optimisation step", ylabel=plain(group_axis(title, run)))
+            if group_axis(title, run) == FRACTIONS:
                 axes.set_ylim(0, 1)
         for axes in panels[len(groups) :]:
             axes.set_axis_off()

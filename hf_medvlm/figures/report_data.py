@@ -20,18 +20,10 @@ from hf_medvlm.figures.confusion import confusion_matrices
 from hf_medvlm.figures.curves import group_axis, loss_series, schedule_series, validation_series
 from hf_medvlm.figures.heatmaps import image_paths, mapped_image, open_image
 from hf_medvlm.figures.marks import agreement, compare, mark
-from hf_medvlm.figures.results import (
-    GROUPS,
-    OTHER,
-    Run,
-    group_of,
-    is_fraction,
-    is_number,
-    larger_is_better,
-    protocol_of,
-)
+from hf_medvlm.figures.results import Run, is_number
 from hf_medvlm.figures.roc import roc_curves
 from hf_medvlm.labels import CHEXPERT_14
+from hf_medvlm.metrics.facts import HIGHER, NEITHER
 
 IMAGE_SIDE, SMALL_SIDE, MANY_STUDIES = 512, 320, 500
 """Pixels of the longer side, and of the longer side where a report holds `MANY_STUDIES` or more."""
@@ -69,7 +61,7 @@ def collect(run: Run) -> Page:
         ]
         study["views"] = sorted({*filter(None, views), str(prediction.get("view") or "")} - {""}) or ["unknown"]
         page.studies.append(study)
-    _pick_highlights(page)
+    _pick_highlights(page, run)
     return page
 
 
@@ -77,19 +69,21 @@ def _head(run: Run) -> dict[str, Any]:
     info = run.info
     stated = {key: info[key] for key in RUN_KEYS if info.get(key) not in (None, "", {}, [])}
     baselines = best_baselines(run)
-    rows: dict[str, list] = {title: [] for title in (*GROUPS, OTHER)}
+    rows: dict[str, list] = {title: [] for title in run.groups()}
     for name, value in run.metrics.items():
         if "/" in name:
             continue
-        rows[group_of(name)].append(
+        fact = run.fact(name)
+        rows[fact.group].append(
             {
                 "name": name,
                 "value": value if is_number(value) else None,
                 "interval": run.intervals.get(name),
                 "baselines": baselines[name],
-                "protocol": protocol_of(name, run.protocol),
-                "up": larger_is_better(name),
-                "fraction": is_number(value) and is_fraction(name, value),
+                "protocol": fact.protocol,
+                "better": fact.better,
+                "unit": fact.unit,
+                "fraction": is_number(value) and run.in_unit_range(name),
             }
         )
     per_finding = [{"name": name} | _finite(row) for name, row in findings_table(run).items()]
@@ -103,7 +97,7 @@ def _head(run: Run) -> dict[str, Any]:
         "curves": [
             {"title": "Loss", "x": "optimisation step", "y": "loss (nats)", "series": _thin(loss_series(run))},
             *(
-                {"title": title, "x": "optimisation step", "y": group_axis(title), "series": _thin(series)}
+                {"title": title, "x": "optimisation step", "y": group_axis(title, run), "series": _thin(series)}
                 for title, series in validation_series(run).items()
             ),
             *(
@@ -145,9 +139,13 @@ def _study(number: int, prediction: Mapping[str, Any], maps: list[str]) -> dict[
     if not predicted:  # a margin above 0 says present
         predicted = {name: int(margin > 0) for name, margin in (prediction.get("zero_shot") or {}).items()}
     texts = [str(prediction.get(side) or "") for side in ("reference", "prediction")]
+    asked = "zero_shot" in prediction
     scores = _finite(prediction.get("scores") or {})
     names = {*CHEXPERT_14, *reference, *predicted}
-    relations = compare(reference, predicted, labelled_only=not texts[1] or not names.isdisjoint(scores))
+    asked = asked or not texts[1] or not names.isdisjoint(scores)  # a classifier: it says nothing of other findings
+    if asked:
+        reference = {name: state for name, state in reference.items() if name in predicted}
+    relations = compare(reference, predicted, labelled_only=asked)
     study_scores = {name: value for name, value in scores.items() if name not in names and value is not None}
     changes = _changes(prediction)
     share = agreement(relations | {name: how for name, _, _, how in changes})
@@ -226,15 +224,17 @@ def _read_images(run: Run, paths: list[str], side: int) -> list[tuple[bytes | No
         return list(tqdm(pool.map(read, paths), "Report images", len(paths), unit="image", disable=None))
 
 
-def _pick_highlights(page: Page) -> None:
+def _pick_highlights(page: Page, run: Run) -> None:
     """Choose the score that ranks the studies; badge the best, the worst and the most typical."""
     names = [name for study in page.studies for name in study["scores"]]
     usual = [n for n in dict.fromkeys(names) if names.count(n) * 2 >= len(page.studies)]
-    page.head["score_names"] = [{"name": n, "up": larger_is_better(n)} for n in dict.fromkeys(names)]
+    directed = [name for name in dict.fromkeys(names) if run.fact(name).better != NEITHER]
+    page.head["score_names"] = [{"name": name, "up": run.fact(name).better == HIGHER} for name in directed]
+    usual = [name for name in usual if name in directed]
     page.head["primary"] = usual[0] if usual else None
     if not usual:
         return
-    sign = 1 if larger_is_better(usual[0]) else -1
+    sign = 1 if run.fact(usual[0]).better == HIGHER else -1
 
     def rank(study: dict[str, Any]) -> tuple[float, int, int]:
         """By the score; where it ties, the study that says more is the better example, whichever end it stands at."""

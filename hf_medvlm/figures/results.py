@@ -12,28 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# Title of a group of scores -> beginnings of their names; the first group that fits takes the score.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "Text": ("bleu", "sacrebleu", "rouge", "meteor", "cider"),
-    "Findings in the text": ("findings_",),
-    "Retrieval": ("i2t_", "t2i_", "gallery", "unique_texts", "ceiling"),
-    "Findings": ("zero_shot_", "probe_", "mean_", "auc", "ap", "f1", "accuracy", "precision", "recall"),
-    "Grounding": ("pointing_game", "cnr", "miou", "mask_", "dice"),
-    "Time": ("progression_",),
-    "Sentences": ("nli_",),
-    "Questions": ("closed_", "open_"),
-    "Speed and memory": ("images_per_second", "peak_memory_mb", "gflops", "samples_per_second", "step_seconds"),
-}
-OTHER = "Other"
-FAMILY_PROTOCOLS = {
-    "Retrieval": "retrieval",
-    "Findings": "findings",
-    "Grounding": "grounding",
-    "Time": "progression",
-    "Sentences": "sentences",
-}
-"""Title of a group -> the key under which an evaluation may state one protocol for all of its scores."""
-SMALL_IS_GOOD = ("loss", "nll", "perplexity", "cut_off", "rank", "seconds", "memory", "gflops")
+from hf_medvlm.metrics.facts import FRACTION, NEITHER, Fact
+
+UNKNOWN = Fact("Other", "", NEITHER, "")
+AGREEMENT = Fact("Findings", "share of the findings that both sides speak of on which they agree")
+"""Made by the report page of each study's findings, and no score of the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +25,8 @@ class Run:
 
     Args:
         split: whose scores `metrics` are: "test", or "validate" where no test was scored.
-        metrics, baselines, intervals, protocol, n, figures: as in `test_results.json`; undefined scores are NaN.
+        metrics, baselines, intervals, n, figures: as in `test_results.json`; undefined scores are NaN.
+        facts: name -> group, direction, unit and protocol of a score, as the evaluation stated them.
         history: the trainer's log, one entry a logging step, each with `step`.
         predictions: one object a study.
         info: `run.json`: versions, command, data, split sizes, seed.
@@ -53,7 +37,7 @@ class Run:
     metrics: dict[str, float] = field(default_factory=dict)
     baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    protocol: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Fact] = field(default_factory=dict)
     n: int | None = None
     figures: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
@@ -65,6 +49,18 @@ class Run:
         """Where the predictions' image paths start, or None where the run did not say."""
         named = self.info.get("image_folder")
         return Path(named) if named else None
+
+    def fact(self, name: str) -> Fact:
+        """What is known of the score called `name`; nothing is guessed where the run states nothing."""
+        return AGREEMENT if name == "agreement" else self.facts.get(name, UNKNOWN)
+
+    def groups(self) -> list[str]:
+        """Titles of the groups of scores, in the order in which the evaluation gave them."""
+        return list(dict.fromkeys(self.fact(name).group for name in self.metrics))
+
+    def in_unit_range(self, name: str) -> bool:
+        """Whether the score lives on [0, 1], and may be drawn on one axis with its like."""
+        return self.fact(name).unit == FRACTION
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of one logged quantity, entries without a finite number left out."""
@@ -81,27 +77,15 @@ def is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def group_of(name: str) -> str:
-    """The group a score stands in: `GROUPS`' title for it, or `OTHER`."""
-    return next((title for title, starts in GROUPS.items() if name.startswith(starts)), OTHER)
+def read_facts(results: Mapping[str, Any]) -> dict[str, Fact]:
+    """Name -> fact of every score of a results file, from its `facts` and its `protocol`."""
 
+    def mapping(value: Any) -> Mapping[str, Any]:
+        return value if isinstance(value, Mapping) else {}
 
-def protocol_of(name: str, protocol: Mapping[str, str]) -> str:
-    """How a score was measured: what is stated for it, for the beginning of its name, or for its whole group."""
-    starts = [key for key in protocol if name.startswith(key)]
-    key = name if name in protocol else max(starts, key=len) if starts else FAMILY_PROTOCOLS.get(group_of(name), "")
-    return protocol.get(key, "")
-
-
-def larger_is_better(name: str) -> bool:
-    """False for losses, ranks, seconds, memory and operations."""
-    return not any(part in name for part in SMALL_IS_GOOD)
-
-
-def is_fraction(name: str, value: float) -> bool:
-    """True where the score lives on [0, 1] and may be drawn on one axis with its like (CIDEr and ranks do not)."""
-    unbounded = ("cider", "cnr", "rank", "loss", "nll", "second", "memory", "gflops", "perplexity")
-    return 0 <= value <= 1 and not any(part in name for part in unbounded)
+    stated, protocol = mapping(results.get("facts")), mapping(results.get("protocol"))
+    names = dict.fromkeys([*stated, *protocol])
+    return {name: Fact.from_dict(mapping(stated.get(name)), str(protocol.get(name, ""))) for name in names}
 
 
 def load_run(folder: str | Path) -> Run:
@@ -128,7 +112,7 @@ def load_run(folder: str | Path) -> Run:
         metrics=_numbers(results.get("metrics")),
         baselines={name: _numbers(values) for name, values in (results.get("baselines") or {}).items()},
         intervals={k: tuple(v) for k, v in (results.get("intervals") or {}).items() if v and all(map(is_number, v))},
-        protocol={key: str(text) for key, text in (results.get("protocol") or {}).items()},
+        facts=read_facts(results),
         n=results.get("n"),
         figures=results.get("figures") or {},
         history=[entry for entry in state.get("log_history") or [] if isinstance(entry, Mapping)],

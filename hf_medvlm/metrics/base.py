@@ -5,19 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import datasets
-import evaluate
 
 
-class InMemoryMetric(evaluate.Metric):
-    """An `evaluate.Metric` that never spools its inputs to disk, however it is loaded.
+class InMemory:
+    """Mixed into an `evaluate.Metric`: one that never spools its inputs to disk, however it is loaded.
 
     evaluate's default writes predictions and references to `$HF_HOME/metrics`, where they stay if a run dies
-    (reference text of credentialed corpora must not).
+    (reference text of credentialed corpora must not). A mix-in and no `evaluate.Metric` itself: `evaluate.load` takes
+    the first subclass of it that it meets in a module, and must not meet this one.
     """
 
     def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **options: Any) -> None:
         del keep_in_memory  # `evaluate.load` passes False by default
-        super().__init__(config_name=config_name, keep_in_memory=True, **options)
+        super().__init__(config_name=config_name, keep_in_memory=True, **options)  # type: ignore[call-arg]
+        if config_name:
+            self._module_info.module_name = config_name  # `evaluate.combine` tells its metrics apart by it
 
     def _build_data_dir(self) -> str:
         return self._data_dir_root  # evaluate makes a folder here; nothing would ever stand in it

@@ -13,15 +13,16 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemoryMetric
+from hf_medvlm.metrics.base import InMemory
 
 PRIMARY, GREATER_IS_BETTER = "mean_auc", True
 KINDS = ("auc", "ap", "accuracy", "precision", "recall", "f1")
 PROTOCOL = (
-    "per finding over the studies that label it present or absent; means over the findings where the value is defined "
-    "(AUC needs both classes, AP and recall a positive, precision a prediction); AUC gives ties half; AP is "
-    "scikit-learn's sum over steps; present is score > threshold"
+    "per finding over the studies that label it present or absent; means over the findings that have both classes "
+    "(and, for precision, a prediction); AUC gives ties half; AP is scikit-learn's sum over steps; present is "
+    "score > threshold"
 )
+FEW = 5  # a finding with fewer studies of either class is named beside the means
 UNCERTAIN = {"ignore": np.nan, "zero": 0.0, "one": 1.0}
 
 
@@ -61,12 +62,13 @@ def auc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> float:
-    """Area under the precision-recall steps, `sum (R_n - R_n-1) P_n` over distinct scores; NaN without a positive.
+    """Area under the precision-recall steps, `sum (R_n - R_n-1) P_n` over distinct scores; NaN for a single class:
+    without a negative it is 1 whatever the scores, without a positive it is not defined.
 
     Args:
         scores: (N,). labels: (N,) of 1 and 0.
     """
-    if not (labels == 1).any():
+    if len(np.unique(labels)) < 2:
         return float("nan")
     order = np.argsort(-scores, kind="stable")
     hits = np.cumsum(labels[order] == 1)
@@ -141,7 +143,8 @@ def finding_scores(
             precision, recall and F1 undefined.
 
     Returns:
-        The measures, with `n/<finding>` and `positives/<finding>` beside them.
+        The measures, with `n/<finding>`, `positives/<finding>` and `negatives/<finding>` beside them. The means are
+        over the findings with both classes: `mean_n` says how many those are.
 
     Raises:
         ValueError: shapes that do not fit, scores that are not numbers, labels other than 1, 0 and NaN.
@@ -172,11 +175,30 @@ def finding_scores(
             f"{kind}/{name}": float("nan") if np.isnan(limits[column]) else value
             for kind, value in _from_cells(cells).items()
         }
-        result |= {f"n/{name}": int(counted.sum()), f"positives/{name}": int(truth.sum())}
+        counts = {"n": len(truth), "positives": int(truth.sum()), "negatives": int((truth == 0).sum())}
+        result |= {f"{kind}/{name}": count for kind, count in counts.items()}
+    both = [name for name in findings if result[f"positives/{name}"] and result[f"negatives/{name}"]]
     for kind in KINDS:
-        defined = [result[f"{kind}/{name}"] for name in findings if not np.isnan(result[f"{kind}/{name}"])]
+        defined = [result[f"{kind}/{name}"] for name in both if not np.isnan(result[f"{kind}/{name}"])]
         result[f"mean_{kind}"] = float(np.mean(defined)) if defined else float("nan")
-    return result
+    return result | {"mean_n": len(both)}
+
+
+def findings_protocol(scores: Mapping[str, float], findings: Sequence[str]) -> str:
+    """`PROTOCOL` with what these scores rest on: how many findings the means are over, and how many studies each has.
+
+    Args:
+        scores: what `finding_scores` gave.
+    """
+    counts = {name: (scores[f"positives/{name}"], scores[f"negatives/{name}"]) for name in findings}
+    both = [name for name, pair in counts.items() if all(pair)]
+    text = f"{PROTOCOL}; means over {len(both)} of {len(findings)} findings"
+    if both:
+        text += ", present/absent: " + ", ".join(f"{name} {counts[name][0]}/{counts[name][1]}" for name in both)
+    few = [name for name in both if min(counts[name]) < FEW]
+    if few:
+        text += f"; fewer than {FEW} of a class, so little is known of {', '.join(few)}"
+    return text
 
 
 def _from_cells(cells: np.ndarray) -> dict[str, float]:
@@ -198,7 +220,7 @@ def _from_cells(cells: np.ndarray) -> dict[str, float]:
     }
 
 
-class Metric(InMemoryMetric):
+class Metric(InMemory, evaluate.Metric):
     """`compute(predictions=scores, references=labels, findings=names, thresholds=0.5)`, as in `finding_scores`."""
 
     def _info(self) -> evaluate.MetricInfo:

@@ -14,7 +14,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemoryMetric
+from hf_medvlm.metrics.base import InMemory
 
 PRIMARY, GREATER_IS_BETTER = "cnr", True
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)  # of BioViL (arXiv 2204.09817, section 5.2)
@@ -132,7 +132,7 @@ def mean_scores(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     return means
 
 
-class Metric(InMemoryMetric):
+class Metric(InMemory, evaluate.Metric):
     """`compute(predictions=heat maps, references=masks, categories=None, thresholds=..., mask_threshold=...)`.
 
     Lists of (H, W) arrays, as in `grounding_scores`.

@@ -8,13 +8,14 @@ Headline: mean recall, the mean of the six recalls, greater is better.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import datasets
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemoryMetric
+from hf_medvlm.metrics.base import InMemory
+from hf_medvlm.metrics.facts import LOWER, NEITHER, RETRIEVAL, Fact
 
 PRIMARY, GREATER_IS_BETTER = "mean_recall", True
 CUTOFFS = (1, 5, 10)
@@ -36,7 +37,8 @@ def retrieval_scores(
     Returns:
         `{i2t,t2i}_recall@{1,5,10}`, `_median_rank`, `_mrr`, ranks from 1, `mean_recall`; beside them `gallery_size`,
         `unique_texts` (distinct groups), `chance_recall@k`, `chance_median_rank`, `chance_mrr` (a random order) and
-        `ceiling_recall@k` (the most that a perfect model could reach if no row but its own were a match).
+        `ceiling_recall@k`: what perfect embeddings would score under the same matching rule. Rows of one group match
+        each other, so that it is 1.
     """
     queries = query_scores(image_embeds, text_embeds, groups, block=block)
     sizes = queries.pop("matches")
@@ -46,8 +48,26 @@ def retrieval_scores(
     result = {name.replace("_rank", "_median_rank").replace("reciprocal", "mrr"): v for name, v in result.items()}
     result["mean_recall"] = float(np.mean([result[f"{way}_recall@{k}"] for way in ("i2t", "t2i") for k in CUTOFFS]))
     counts = {"gallery_size": len(sizes), "unique_texts": round((1 / sizes).sum())}
-    ceiling = {f"ceiling_recall@{k}": float(np.minimum(1, k / sizes).mean()) for k in CUTOFFS}
-    return result | counts | ceiling
+    ceiling = _expected(np.zeros_like(sizes), sizes, sizes, "ceiling_")  # a query's own group stands first
+    return result | counts | {f"ceiling_recall@{k}": float(ceiling[f"ceiling_recall@{k}"].mean()) for k in CUTOFFS}
+
+
+def retrieval_fact(name: str, scores: Mapping[str, float]) -> Fact:
+    """What is to be known of the score called `name`, one of `retrieval_scores` or of `query_scores`.
+
+    Args:
+        scores: what `retrieval_scores` gave, for the size of the gallery.
+    """
+    how = PROTOCOL.format(gallery=int(scores["gallery_size"]), unique=int(scores["unique_texts"]))
+    if name in ("gallery_size", "unique_texts"):
+        return Fact(RETRIEVAL, how, NEITHER, "studies" if name == "gallery_size" else "groups")
+    if name.startswith("ceiling_"):
+        return Fact(RETRIEVAL, f"what perfect embeddings would score under the same rule; {how}", NEITHER)
+    if name.endswith("rank"):
+        return Fact(RETRIEVAL, how, LOWER, "rank, from 1")
+    if name == "mean_recall":
+        how = f"mean of the six recalls at {', '.join(map(str, CUTOFFS))}; {how}"
+    return Fact(RETRIEVAL, how)
 
 
 def query_scores(
@@ -159,7 +179,7 @@ def _expected(above: np.ndarray, tied: np.ndarray, matches: np.ndarray, prefix: 
     return found | {f"{prefix}rank": ranks[which], f"{prefix}reciprocal": reciprocals[which]}
 
 
-class Metric(InMemoryMetric):
+class Metric(InMemory, evaluate.Metric):
     """`compute(predictions=image_embeds, references=text_embeds, groups=ids)`, as in `retrieval_scores`.
 
     With `add_batch` the groups go to `compute`, in the order of all rows added.

@@ -32,6 +32,7 @@ from hf_medvlm.metrics.bleu import (
 )
 from hf_medvlm.metrics.cider import cider
 from hf_medvlm.metrics.intervals import Statistic, bootstrap_interval, mean_columns, ratio_of_sums
+from hf_medvlm.metrics.keywords import BY_NAME, check_keywords
 from hf_medvlm.metrics.meteor import meteor
 from hf_medvlm.metrics.rouge import ROUGE_NAMES, coco_rouge_l, rouge
 
@@ -255,11 +256,12 @@ def text_baselines(
     }
 
 
-class Metric(base.InMemoryMetric):
+class Metric(base.InMemory, evaluate.Metric):
     """`bleu`, `sacrebleu`, `rouge`, `meteor` or `cider`, chosen by `config_name`.
 
     `compute(predictions=[text], references=[text or list of texts])` gives the metric under the names of the results
     file and its `protocol`; `bleu` and `sacrebleu` give `evaluate`'s own keys as well (there, `score` is out of 100).
+    `compute` takes the keyword arguments of evaluate's metric of the same name (`max_order`, `use_stemmer`, ...).
 
     Args:
         config_name: one of `NAMES`.
@@ -288,14 +290,26 @@ class Metric(base.InMemoryMetric):
             ],
         )
 
-    def _compute(self, predictions: list[str], references: list[str] | list[list[str]]) -> dict[str, Any]:
+    def _compute(
+        self, predictions: list[str], references: list[str] | list[list[str]], **keywords: Any
+    ) -> dict[str, Any]:
+        check_keywords(self.config_name, keywords)
         measured = measure(predictions, references, [self.config_name], self.cleaning)
+        if keywords:
+            listed = [(texts,) if isinstance(texts, str) else tuple(texts) for texts in references]
+            prepared = _cleaned(list(predictions), listed, self.cleaning)
+            how = ", ".join(f"{key}={value!r}" for key, value in keywords.items() if not callable(value))
+            own = f"{_CLEANED[self.cleaning]}; evaluate's {self.config_name} with {how or 'a tokenizer of the caller'}"
+            return BY_NAME[self.config_name](*prepared, **keywords) | {"protocol": own}
         result: dict[str, Any] = {name: found.value for name, found in measured.items()}
         sums = next(iter(measured.values())).summands.sum(axis=0)
         if self.config_name == "bleu":
             result |= {"bleu": result["bleu4"], **_bleu_details(sums)}
         elif self.config_name == "sacrebleu":
             result["score"] = 100 * result["sacrebleu"]
+            listed = [(texts,) if isinstance(texts, str) else tuple(texts) for texts in references]
+            if listed:
+                result = BY_NAME["sacrebleu"](*_cleaned(list(predictions), listed, self.cleaning)) | result
         return result | {"protocol": _joined_protocol(measured)}
 
 

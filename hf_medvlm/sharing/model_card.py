@@ -10,8 +10,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.figures.results import protocol_of
-
 CARD = "README.md"
 LIMITS = """\
 - **It suggests, never decides.** It is no medical device. No diagnosis, treatment or triage may rest on it, and every
@@ -130,7 +128,7 @@ def _scores(results: dict[str, Any]) -> str:
     trivial = "The columns of trivial baselines show what no skill at all scores." if baselines else ""
     rules: dict[str, list[str]] = {}
     for name in metrics:
-        if rule := protocol_of(name, protocol):
+        if rule := protocol.get(name):
             rules.setdefault(rule, []).append(f"`{name}`")
     how = [f"- {', '.join(names)}: {_cell(rule)}" for rule, names in rules.items()]
     return "\n\n".join([f"{count}{trivial}", "\n".join(lines), "How they were measured:", "\n".join(how)])

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import Trainer
 
 from hf_medvlm.data.rows import Row, StudyRows
-from hf_medvlm.evaluation.base import Evaluation, Scores, without_nan
+from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
 
@@ -175,10 +175,7 @@ class MedVLMTrainer(Trainer):
         for indices, batch in tqdm(loader, desc="Evaluating", leave=False, disable=hidden):
             with self.accelerator.autocast():
                 outputs = self.evaluation.predict(model, self._prepare_inputs(batch))
-            arrays = {
-                name: tensor.float().cpu().numpy() if tensor.is_floating_point() else tensor.cpu().numpy()
-                for name, tensor in outputs.items()
-            }
+            arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
             for place, index in enumerate(indices):
                 seen[index] = {name: array[place] for name, array in arrays.items()}
         if world > 1:

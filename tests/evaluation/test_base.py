@@ -26,7 +26,8 @@ def studies(*texts: str) -> list[Study]:
 
 
 def test_nan_becomes_null_and_the_file_is_json():
-    scores = Scores({"a": math.nan, "b": np.float64(0.5)}, n=2, intervals={"b": (0.1, math.nan)})
+    scores = Scores({}, n=2, intervals={"b": (0.1, math.nan)})
+    scores.add({"a": math.nan, "b": np.float64(0.5)}, "Text", "as it is")
     assert json.loads(json.dumps(scores.to_dict(), allow_nan=False))["metrics"] == {"a": None, "b": 0.5}
     assert without_nan({"x": [float("inf"), (1, math.nan)]}) == {"x": [None, [1, None]]}
 

@@ -6,16 +6,16 @@ import subprocess
 import sys
 
 import numpy as np
-import pytest
 from made_run import make_run, write, write_lines
 from PIL import Image
 
 from hf_medvlm.figures import DRAWINGS, draw_all
 from hf_medvlm.figures.bars import findings_table
 from hf_medvlm.figures.confusion import confusion_matrices
-from hf_medvlm.figures.results import group_of, is_fraction, larger_is_better, load_run, protocol_of
+from hf_medvlm.figures.results import load_run
 from hf_medvlm.figures.roc import roc_curves
 from hf_medvlm.figures.style import PALETTE, line_styles, plain
+from hf_medvlm.metrics.facts import Fact
 
 
 def test_every_figure_is_drawn_and_is_not_blank(tmp_path):
@@ -45,7 +45,10 @@ def test_named_curves_and_a_matrix_of_several_classes(tmp_path):
         },
         "confusion": {"labels": ["improving", "stable", "worsening"], "matrix": [[5, 1, 0], [2, 9, 1], [0, 0, 0]]},
     }
-    write(tmp_path / "test_results.json", {"metrics": {"progression_accuracy": 0.7}, "figures": figures})
+    facts = {"progression_accuracy": {"group": "Change over time", "better": "higher", "unit": "fraction"}}
+    write(
+        tmp_path / "test_results.json", {"metrics": {"progression_accuracy": 0.7}, "facts": facts, "figures": figures}
+    )
     names = {path.name for path in draw_all(tmp_path)}
     assert names == {"curves.png", "confusion_matrix.png", "scores.png"}
 
@@ -63,10 +66,14 @@ def test_rates_may_be_named_in_full_and_the_area_stand_in_the_table(tmp_path):
     assert roc_curves(load_run(tmp_path)) == {"Edema": {"fpr": [0, 1], "tpr": [0, 1], "auc": 0.7}}
 
 
-def test_a_protocol_is_found_for_the_score_its_beginning_or_its_group():
-    protocol = {"bleu4": "own", "zero_shot": "prompts", "retrieval": "gallery", "findings": "labels"}
-    expected = {"bleu4": "own", "zero_shot_auc": "prompts", "i2t_mrr": "gallery", "mean_auc": "labels", "loss": ""}
-    assert {name: protocol_of(name, protocol) for name in expected} == expected
+def test_what_is_known_of_a_score_is_what_the_evaluation_stated_and_nothing_else(tmp_path):
+    stated = {"mean_recall": {"group": "Retrieval", "better": "higher", "unit": "fraction"}, "odd": {"better": 5}}
+    results = {"metrics": {"mean_recall": 0.4, "odd": 1, "mean_auc": 0.8}, "facts": stated}
+    write(tmp_path / "test_results.json", results | {"protocol": {"mean_recall": "full gallery", "findings": "labels"}})
+    run = load_run(tmp_path)
+    assert run.fact("mean_recall") == Fact("Retrieval", "full gallery")
+    assert run.fact("mean_auc") == run.fact("odd") == Fact("Other", "", "neither", "")
+    assert run.groups() == ["Retrieval", "Other"] and run.in_unit_range("mean_recall") and not run.in_unit_range("odd")
 
 
 def test_scores_of_single_findings_join_the_table(tmp_path):
@@ -100,26 +107,6 @@ def test_an_image_that_cannot_be_read_is_passed_over(tmp_path):
 def test_no_two_lines_look_the_same():
     looks = [tuple(look.values()) for look in line_styles(4 * len(PALETTE))]
     assert len(set(looks)) == len(looks)
-
-
-@pytest.mark.parametrize(
-    "name, group, up, fraction",
-    [
-        ("bleu4", "Text", True, True),
-        ("cider", "Text", True, False),
-        ("findings_f1_macro", "Findings in the text", True, True),
-        ("i2t_recall@5", "Retrieval", True, True),
-        ("t2i_median_rank", "Retrieval", False, False),
-        ("mean_auc", "Findings", True, True),
-        ("cnr", "Grounding", True, False),
-        ("progression_accuracy", "Time", True, True),
-        ("peak_memory_mb", "Speed and memory", False, False),
-        ("images_per_second", "Speed and memory", True, False),
-        ("something_new", "Other", True, True),
-    ],
-)
-def test_what_is_known_of_a_score(name, group, up, fraction):
-    assert (group_of(name), larger_is_better(name), is_fraction(name, 0.5)) == (group, up, fraction)
 
 
 def test_matplotlib_is_not_imported_until_something_is_drawn():

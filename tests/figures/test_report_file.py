@@ -142,6 +142,7 @@ def test_best_worst_and_typical_are_told_by_a_score_that_may_be_better_small(tmp
     folder = tmp_path / "out"
     folder.mkdir()
     lines = [{"study_id": str(n), "scores": {"rank": n}} for n in range(20)]
+    write(folder / "test_results.json", {"facts": {"rank": {"group": "Retrieval", "better": "lower", "unit": "rank"}}})
     write_lines(folder / "predictions.jsonl", lines)
     page = collect(load_run(folder))
     badges = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,23 +16,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hf_medvlm.data.images import open_radiograph
-from hf_medvlm.data.rows import Row
+from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
-from hf_medvlm.evaluation.base import Scores
+from hf_medvlm.evaluation.base import Scores, run_over
+from hf_medvlm.evaluation.grounding import add_grounding
 from hf_medvlm.evaluation.prompts import sentence_pairs
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
 from hf_medvlm.families.biovil_t.collator import PROGRESSIONS, PriorCollator, progression_labels
 from hf_medvlm.families.biovil_t.phrase_grounding import similarity_map, to_image_size
 from hf_medvlm.families.biovil_t.sentence_similarity import sentence_similarity
 from hf_medvlm.labels import IGNORE_INDEX
-from hf_medvlm.metrics.findings import PROTOCOL as FINDINGS_PROTOCOL
-from hf_medvlm.metrics.findings import finding_scores, label_matrix
+from hf_medvlm.metrics import facts
+from hf_medvlm.metrics.findings import finding_scores, findings_protocol, label_matrix
 from hf_medvlm.metrics.grounding import KINDS, box_mask, mean_scores, phrase_scores
-from hf_medvlm.metrics.grounding import PROTOCOL as GROUNDING_PROTOCOL
 from hf_medvlm.metrics.intervals import bootstrap_interval
 from hf_medvlm.metrics.sentence_pairs import PROTOCOL as PAIRS_PROTOCOL
 from hf_medvlm.metrics.sentence_pairs import PUBLISHED_THRESHOLD, sentence_pair_scores
 
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+PROGRESSION_PROTOCOL = (
+    "improving, stable or worsening, for each labelled finding of each study with a prior image; macro: mean recall of "
+    "the three classes; majority_class: of each finding in training; without_prior: the same model, its prior withheld"
+)
 HEADLINES = {"progression": "progression_accuracy", "findings": "mean_auc", "alignment": "combined"}
 SHOWN_CELLS = 32  # a side of the maps that are kept for the figures
 SIGMA, SIGMA_GRID = 1.5, 14  # published smoothing, in patches of the published grid; finer than that on smaller grids
@@ -59,12 +66,22 @@ class BioViLTEvaluation(RetrievalEvaluation):
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """The collator's batch; `phrases`, the tokenised phrases of all boxes; `sizes` (B, 2) of images with boxes."""
-        batch = self.collator(rows)
+        batch = self.collate_for_trainer(rows)
         batch["phrase_counts"] = [len(located_phrases(row.study)) for row in rows]
         batch["sizes"] = torch.tensor([self._image_size(row.study) for row in rows])
         phrases = [phrase for row in rows for phrase in located_phrases(row.study)]
         batch["phrases"] = self.collator.tokenize(phrases) if phrases else None
         return batch
+
+    def collate_for_trainer(self, rows: list[Row]) -> dict[str, Any]:
+        """The collator's batch, with each study's place in the split as `labels`, which a stock trainer asks for."""
+        return self.collator(rows) | {"labels": torch.tensor([row.index for row in as_rows(rows)])}
+
+    def outputs_of(self, eval_prediction: EvalPrediction) -> dict[str, list[np.ndarray]]:
+        """As `predict`, in a pass of its own: `forward` tells neither the answers without the prior nor the maps of the
+        boxes' phrases.
+        """
+        return run_over(self, self.model, self.studies)
 
     def _image_size(self, study: Study) -> tuple[int, int]:
         """Width and height of the image that has boxes, in pixels; 0 and 0 where there are none."""
@@ -158,21 +175,22 @@ class BioViLTEvaluation(RetrievalEvaluation):
         if "findings" in outputs:
             self._score_finding_head(scores, np.stack(outputs["findings"]), studies)
         headline = HEADLINES[self.task]
-        scores.metrics["task_score"] = scores.metrics.get(headline, float("nan"))
-        scores.protocol["task_score"] = f"{headline}, the headline of --task {self.task}"
+        value = {"task_score": scores.metrics.get(headline, float("nan"))}
+        unit = scores.facts[headline].unit if headline in scores.facts else facts.FRACTION
+        scores.add(value, facts.TRAINING, f"{headline}, the headline of --task {self.task}", unit=unit)
         return scores
 
     def _score_sentences(self, scores: Scores) -> None:
         same = np.array(self._pairs[1])
         found = sentence_pair_scores(self._similar.numpy(), same)
         self._similar = None  # the next evaluation has other weights
-        scores.metrics |= {f"nli_{name}": value for name, value in found.items()}
         scores.baselines["all_contradict"] = {"nli_accuracy": float(1 - same.mean()), "nli_auc": 0.5}
-        scores.protocol["sentences"] = (
+        how = (
             f"{len(same)} pairs of the zero-shot prompts of {len(self.findings)} findings: two for a finding "
             f"or two against it are paraphrases, one of each a contradiction; threshold {PUBLISHED_THRESHOLD}; "
             f"{PAIRS_PROTOCOL}"
         )
+        scores.add({f"nli_{name}": value for name, value in found.items()}, facts.SENTENCES, how)
 
     def _score_progression(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
         findings = self.collator.progression_findings
@@ -196,16 +214,15 @@ class BioViLTEvaluation(RetrievalEvaluation):
                 "progression_macro_accuracy": np.mean(recalls) if recalls else float("nan"),
             }
             found = {name: float(value) for name, value in found.items()}
-            (scores.baselines.setdefault(system, {}) if system else scores.metrics).update(found)
+            if system:
+                scores.baselines.setdefault(system, {}).update(found)
+            else:
+                scores.add(found, facts.CHANGE, PROGRESSION_PROTOCOL)
         right = np.where(known, guesses[""] == labels, np.nan)
         per_label = [(value, study.patient_id) for row, study in zip(right, studies, strict=True) for value in row]
         scores.intervals["progression_accuracy"] = bootstrap_interval(*zip(*per_label, strict=True))
-        scores.metrics["progression_n"] = int(known.sum())
-        scores.protocol["progression"] = (
-            "improving, stable or worsening, for each labelled finding of each study with a prior image; macro: mean "
-            "recall of the three classes; majority_class: of each finding in training; without_prior: the same model, "
-            "its prior withheld"
-        )
+        count = {"progression_n": int(known.sum())}
+        scores.add(count, facts.CHANGE, PROGRESSION_PROTOCOL, better=facts.NEITHER, unit="labels")
         cells = np.zeros((len(PROGRESSIONS), len(PROGRESSIONS)), dtype=int)
         np.add.at(cells, (labels[known], guesses[""][known]), 1)
         scores.figures.setdefault("confusion", {})["Progression"] = {
@@ -221,9 +238,9 @@ class BioViLTEvaluation(RetrievalEvaluation):
         names = self.collator.findings
         labels = label_matrix([study.labels for study in studies], names)
         found = finding_scores(logits, labels, names, thresholds=0.0)
-        scores.metrics |= {name: found[name] for name in ("mean_auc", "mean_ap", "mean_f1")}
-        scores.metrics |= {name: value for name, value in found.items() if name.startswith("auc/")}
-        scores.protocol["findings"] = f"the trained classifier, present above a probability of 0.5; {FINDINGS_PROTOCOL}"
+        how = f"the trained classifier, present above a probability of 0.5; {findings_protocol(found, names)}"
+        scores.add({name: found[name] for name in ("mean_auc", "mean_ap", "mean_f1")}, facts.FINDINGS, how)
+        scores.add({name: value for name, value in found.items() if name.startswith("auc/")}, facts.FINDINGS, how)
 
     def _score_grounding(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
         if not any(map(located_phrases, studies)):
@@ -250,15 +267,14 @@ class BioViLTEvaluation(RetrievalEvaluation):
                 step = -(-max(whole.shape) // SHOWN_CELLS)
                 prediction["maps"][phrase] = whole[step // 2 :: step, step // 2 :: step].round(4).tolist()
                 patients.append(study.patient_id)
-        scores.metrics |= mean_scores(rows) | {"grounding_n": len(rows)}
-        scores.baselines["random_map"] = mean_scores(guesses)
-        scores.intervals |= {kind: bootstrap_interval([row[kind] for row in rows], patients) for kind in KINDS}
-        scores.protocol |= GROUNDING_PROTOCOL
-        scores.protocol["grounding"] = (
+        how = (
             "cosine of patches with each box's phrase, from the current image alone as in the published engine, "
             "smoothed by a Gaussian of 1.5 patches (of 14 a side), bilinear to the image's size; what the model's crop "
             "leaves out counts as not found; boxes of the frontal image"
         )
+        add_grounding(scores, rows, how)
+        scores.baselines["random_map"] = mean_scores(guesses)
+        scores.intervals |= {kind: bootstrap_interval([row[kind] for row in rows], patients) for kind in KINDS}
 
 
 def located_phrases(study: Study) -> dict[str, list[tuple[float, float, float, float]]]:

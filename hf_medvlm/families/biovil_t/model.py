@@ -147,6 +147,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
         pair_ids: Tensor | None = None,
         progression: Tensor | None = None,
         findings: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> BioViLTOutput:
         """Features of a batch of studies and, where it holds `pair_ids`, the loss.
 
@@ -158,6 +159,8 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
                 rows of all processes: of the contrast where there is text, and of the labels that are given.
             progression: (B, number of progression findings), 0 improving, 1 stable, 2 worsening, or `IGNORE_INDEX`.
             findings: (B, number of findings), 1, 0 or `IGNORE_INDEX`.
+            labels: (B,), each study's place in its split. Not read: a stock trainer evaluates only batches that have
+                labels, and hands them to `compute_metrics`.
         """
         rows = self.represent(pixel_values, previous_pixel_values, has_previous, input_ids, attention_mask)
         output = BioViLTOutput(
@@ -169,17 +172,19 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
         )
         if input_ids is not None:
             output.logits_per_image = rows["logit_scale"] * rows["image_embeds"] @ rows["text_embeds"].mT
-        labels = {"progression": progression, "findings": findings}
-        rows |= {name: value for name, value in labels.items() if value is not None}
+        targets = {"progression": progression, "findings": findings}
+        rows |= {name: value for name, value in targets.items() if value is not None}
         output.representations = rows
         if pair_ids is not None:
             rows = rows | {"pair_ids": pair_ids}
             if self.training:
                 rows = gather_rows(rows)
                 check_contrast(rows["pair_ids"])
-        if len(rows.get("pair_ids", ())) > 1:  # a single pair has nothing to be told from
+        if len(rows.get("pair_ids", ())) > 1:
             terms = self.loss_terms_of(rows)
             output.loss, output.loss_terms = sum(terms.values()), {name: term.detach() for name, term in terms.items()}
+        elif pair_ids is not None:  # evaluation's last batch may hold one pair, which has no other to be told from
+            output.loss = rows["image_embeds"].new_zeros(())
         return output
 
     def represent(

@@ -12,6 +12,7 @@ from hf_medvlm.data.sources.vqa_rad import CLOSED, OPEN
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Scores
 from hf_medvlm.evaluation.text import TextEvaluation
+from hf_medvlm.metrics import facts
 
 PROTOCOL = "share of answers equal to the reference, lower case, without punctuation and articles; {} questions"
 
@@ -50,13 +51,14 @@ class ChatEvaluation(TextEvaluation):
         kinds = [study.extra.get("answer_type", "") for study in studies]
         if not any(kinds):
             return scores
-        scores.metrics |= answer_accuracy(texts, references, kinds)
+        how = {
+            f"{kind.lower()}_accuracy": PROTOCOL.format(f"{kinds.count(kind)} {kind.lower()}")
+            for kind in (CLOSED, OPEN)
+        }
+        scores.add(answer_accuracy(texts, references, kinds), facts.QUESTIONS, how)
         majority = self.majority_answers()
         guesses = [majority.get(kind, "") for kind in kinds]
         scores.baselines["majority_answer"] = answer_accuracy(guesses, references, kinds)
-        for kind in (CLOSED, OPEN):
-            counted = f"{kinds.count(kind)} {kind.lower()}"
-            scores.protocol[f"{kind.lower()}_accuracy"] = PROTOCOL.format(counted)
         for prediction, kind in zip(scores.predictions, kinds, strict=True):
             prediction["answer_type"] = kind
         return scores

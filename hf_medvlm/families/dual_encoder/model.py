@@ -328,6 +328,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         pair_ids: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> DualEncoderOutput:
         """
         Args:
@@ -335,6 +336,8 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
             input_ids, attention_mask: (B, T), padded on the right.
             pair_ids: (B,), equal for rows whose reports (or studies) are the same. They are this family's labels:
                 with them there is a loss, in training over the rows of all processes.
+            labels: (B,), each study's place in its split. Not read: a stock trainer evaluates only batches that have
+                labels, and hands them to `compute_metrics`.
 
         Raises:
             ValueError: a loss is asked of a single pair, or of pairs with one and the same text; the temperature is
@@ -355,9 +358,11 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
             if self.training:
                 rows = gather_rows(rows)
                 check_contrast(rows["pair_ids"])
-        if len(rows.get("pair_ids", ())) > 1:  # a single pair has nothing to be told from
+        if len(rows.get("pair_ids", ())) > 1:
             terms = self.loss_terms_of(rows)
             output.loss, output.loss_terms = sum(terms.values()), {name: term.detach() for name, term in terms.items()}
+        elif pair_ids is not None:  # evaluation's last batch may hold one pair, which has no other to be told from
+            output.loss = rows["image_embeds"].new_zeros(())
         return output
 
 

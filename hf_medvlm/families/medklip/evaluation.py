@@ -5,10 +5,11 @@ Headlines: `mean_auc`, `pointing_game`. Thresholds are chosen on validation stud
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,16 +18,27 @@ from torch import Tensor, nn
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
-from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.evaluation.base import Evaluation, Scores, run_over
+from hf_medvlm.evaluation.grounding import add_grounding
 from hf_medvlm.families.medklip.collator import FindingsCollator
 from hf_medvlm.language.findings import extract_triplets
-from hf_medvlm.metrics.findings import KINDS, best_f1_thresholds, confusion, finding_scores, roc_curve
-from hf_medvlm.metrics.findings import PROTOCOL as FINDINGS_PROTOCOL
+from hf_medvlm.metrics import facts
+from hf_medvlm.metrics.findings import (
+    KINDS,
+    best_f1_thresholds,
+    confusion,
+    finding_scores,
+    findings_protocol,
+    roc_curve,
+)
 from hf_medvlm.metrics.findings import auc as area
 from hf_medvlm.metrics.grounding import KINDS as GROUNDING_KINDS
 from hf_medvlm.metrics.grounding import PROTOCOL as GROUNDING_PROTOCOL
 from hf_medvlm.metrics.grounding import box_mask, mean_scores, phrase_scores
 from hf_medvlm.metrics.intervals import bootstrap_interval, bootstrap_rows
+
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
 
 PUBLISHED_THRESHOLD, PUBLISHED_PATCHES = 0.008, 196  # of the location mask, on a grid of 14 x 14
 EXPLAINED = 24  # studies at the head of the split whose boxed entities are explained by Grad-CAM
@@ -53,12 +65,16 @@ class MedKlipEvaluation(Evaluation):
         held_out_embeddings: (H, text_size), descriptions of the last H entities, which were not trained; or None.
         thresholds: (E,), above which a probability says present; set by the first validation split that is scored.
         text_encoder: the BERT that embedded the descriptions, None for hashing; only written down.
+        studies: what `compute_metrics` scores, in the order of the evaluation data set.
+        model: asked by `compute_metrics` for the held-out entities alone.
     """
 
     collator: FindingsCollator
     held_out_embeddings: Tensor | None = None
     thresholds: np.ndarray | None = field(default=None, repr=False)
     text_encoder: str | None = None
+    studies: Sequence[Study] = ()
+    model: nn.Module | None = field(default=None, repr=False)
 
     @property
     def trained(self) -> int:
@@ -136,6 +152,32 @@ class MedKlipEvaluation(Evaluation):
             "text_encoder": shared_name(self.text_encoder),
         }
 
+    def collate_for_trainer(self, rows: list[Row]) -> dict[str, Tensor]:
+        """Pixels and the labels of the trained entities; the stock `Trainer` asks `forward` for no others."""
+        batch = self.collator(rows)
+        return {"pixel_values": batch["pixel_values"], "labels": batch["labels"][:, : self.trained]}
+
+    def outputs_of(self, eval_prediction: EvalPrediction) -> dict[str, list[np.ndarray]]:
+        """As `predict`, of what the plain `Trainer` has collected of `forward`.
+
+        Raises:
+            ValueError: entities are held out, which `forward` is not asked for, and there is no `model` to ask.
+        """
+        if self.held_out_embeddings is not None:
+            if self.model is None:
+                raise ValueError("held-out entities take a pass of their own: give the evaluation model=")
+            return run_over(self, self.model, self.studies)
+        logits, maps = (np.asarray(part, dtype=np.float32) for part in eval_prediction.predictions[:2])
+        odds = logits[..., 1] - logits[..., 0]
+        rows, grid = as_rows(self.studies), (math.isqrt(maps.shape[-1]),) * 2  # MedKLIP's images are square
+        return {
+            "probability": list(1 / (1 + np.exp(-odds))),
+            "maps": list(maps.reshape(*maps.shape[:2], *grid)),
+            "labels": list(np.asarray(eval_prediction.label_ids)),
+            "size": [np.array(self._image_size(row.study)) for row in rows],
+            "evidence": [np.zeros((maps.shape[1], *grid), dtype=np.float32)] * len(rows),
+        }
+
     def _evidence(self, model: nn.Module, batch: dict[str, Any], grid: tuple[int, int]) -> Tensor:
         explain = batch["explain"]
         evidence = torch.zeros(*explain.shape, *grid)
@@ -154,24 +196,27 @@ class MedKlipEvaluation(Evaluation):
         if choosing:
             self.thresholds = best_f1_thresholds(probability, labels)
         scores = Scores(metrics={}, n=len(studies), predictions=self._predictions(probability, labels, studies))
-        self._score_findings(scores, probability, labels, [study.patient_id for study in studies])
         unmentioned = "absent" if self.collator.unmentioned == "absent" else "not counted"
         chosen = "chosen on these very studies" if choosing else "chosen on the validation studies"
-        scores.protocol["findings"] = (
+        how = (
             f"entities as the reports state them, uncertain not counted, not mentioned {unmentioned}; thresholds of "
-            f"the best F1 {chosen if self.thresholds is not None else 'not chosen, hence no F1'}; {FINDINGS_PROTOCOL}"
+            f"the best F1 {chosen if self.thresholds is not None else 'not chosen, hence no F1'}"
         )
+        self._score_findings(scores, probability, labels, [study.patient_id for study in studies], how)
         self._score_grounding(scores, outputs, studies)
         return scores
 
-    def _score_findings(self, scores: Scores, probability: np.ndarray, labels: np.ndarray, patients: list[str]) -> None:
+    def _score_findings(
+        self, scores: Scores, probability: np.ndarray, labels: np.ndarray, patients: list[str], how: str
+    ) -> None:
         names, trained = list(self.collator.entities), self.trained
         limits = np.full(len(names), np.nan) if self.thresholds is None else self.thresholds
         shown, truth = probability[:, :trained], labels[:, :trained]
         found = finding_scores(shown, truth, names[:trained], thresholds=limits[:trained])
         constant = finding_scores(np.ones_like(shown), truth, names[:trained])
         means = [f"mean_{kind}" for kind in KINDS]
-        scores.metrics |= {name: found[name] for name in means}
+        how_trained = f"{how}; {findings_protocol(found, names[:trained])}"
+        scores.add({name: found[name] for name in means}, facts.FINDINGS, how_trained)
         scores.baselines["all_present"] = {name: constant[name] for name in means}
         scores.intervals["mean_auc"] = bootstrap_rows(
             lambda rows: _mean_auc(shown[rows], truth[rows]), len(shown), patients, resamples=RESAMPLES
@@ -181,11 +226,12 @@ class MedKlipEvaluation(Evaluation):
                 probability[:, trained:], labels[:, trained:], names[trained:], thresholds=limits[trained:]
             )
             found |= {key: value for key, value in apart.items() if "/" in key}
-            scores.metrics["held_out_auc"] = apart["mean_auc"]
-            scores.metrics |= {f"held_out_auc/{name}": apart[f"auc/{name}"] for name in names[trained:]}
+            held_out = {"held_out_auc": apart["mean_auc"]}
+            held_out |= {f"held_out_auc/{name}": apart[f"auc/{name}"] for name in names[trained:]}
+            left_out = "entities left out of training, asked for by their description alone; "
+            scores.add(held_out, facts.FINDINGS, left_out + findings_protocol(apart, names[trained:]))
             scores.baselines["all_present"]["held_out_auc"] = 0.5
-            scores.protocol["held_out_auc"] = "entities left out of training, asked for by their description alone"
-        scores.metrics |= {f"auc/{name}": found[f"auc/{name}"] for name in names[:trained]}
+        scores.add({f"auc/{name}": found[f"auc/{name}"] for name in names[:trained]}, facts.FINDINGS, how_trained)
         scores.figures["per_finding"] = {
             name: {kind: found[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in names
         }
@@ -225,20 +271,20 @@ class MedKlipEvaluation(Evaluation):
                 else:
                     held_out.append(found)
                 by_entity.setdefault(entity, []).append(found["pointing_game"])
-        scores.metrics |= mean_scores(rows) | {"grounding_n": len(rows)}
-        scores.metrics |= {f"pointing_game/{name}": float(np.mean(hits)) for name, hits in by_entity.items()}
+        how = (
+            "the decoder's attention (mean of layers and heads) for the entity that a box's phrase names, patches as "
+            f"blocks of pixels, scaled to [0, 1]; mask above {PUBLISHED_THRESHOLD} x {PUBLISHED_PATCHES} / patches, as "
+            "MedKLIP's; boxes of the frontal image"
+        )
+        add_grounding(scores, rows, how)
+        pointing = {f"pointing_game/{name}": float(np.mean(hits)) for name, hits in by_entity.items()}
         if held_out:
-            scores.metrics["held_out_pointing_game"] = mean_scores(held_out)["pointing_game"]
+            pointing["held_out_pointing_game"] = mean_scores(held_out)["pointing_game"]
+        scores.add(pointing, facts.GROUNDING, f"{GROUNDING_PROTOCOL['pointing_game']}; {how}")
         scores.baselines["uniform_map"] = {"pointing_game": float(np.mean(shares)) if shares else float("nan")}
         scores.intervals |= {
             kind: bootstrap_interval([row[kind] for row in rows], patients) for kind in GROUNDING_KINDS
         }
-        scores.protocol |= GROUNDING_PROTOCOL
-        scores.protocol["grounding"] = (
-            "the decoder's attention (mean of layers and heads) for the entity that a box's phrase names, patches as "
-            f"blocks of pixels, scaled to [0, 1]; mask above {PUBLISHED_THRESHOLD} x {PUBLISHED_PATCHES} / patches, as "
-            "MedKLIP's; boxes of the frontal image; uniform_map: the boxes' share of the image"
-        )
 
     def _predictions(self, probability: np.ndarray, labels: np.ndarray, studies: list[Study]) -> list[dict[str, Any]]:
         names = list(self.collator.entities)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,10 +19,18 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.study import Study
-from hf_medvlm.evaluation.base import Scores
+from hf_medvlm.evaluation.base import Scores, run_over
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
+from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.intervals import bootstrap_interval
 
+if TYPE_CHECKING:
+    from transformers import EvalPrediction
+
+CURVES = (
+    "area under the cosine of image and report while the most salient patches are taken away (deletion) or come in "
+    "first (insertion), mean over studies (RISE, arXiv 1806.07421, on patches)"
+)
 MEASURES = ("mask_precision", "mask_recall", "mask_iou", "pointing_game", "box_share")
 
 
@@ -45,25 +53,39 @@ class PatchEvaluation(RetrievalEvaluation):
             found |= dict(zip(("deletion", "insertion"), curves, strict=True))
         return found
 
+    def outputs_of(self, eval_prediction: EvalPrediction) -> dict[str, list[np.ndarray]]:
+        """As `predict`; deletion and insertion, which `forward` does not tell, take a pass of their own."""
+        if self.perturbation_steps:
+            return run_over(self, self.model, self.studies)
+        salience, kept = (list(np.asarray(part)) for part in eval_prediction.predictions[3:5])
+        return super().outputs_of(eval_prediction) | {"salience": salience, "kept": kept}
+
     def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
         scores = super().score(outputs, studies)
         kept, salience = np.stack(outputs["kept"]), np.stack(outputs["salience"])
-        scores.metrics["patches_used"] = float(kept.mean())
+        how = "share of the patches that the model keeps, mean over studies"
+        scores.add({"patches_used": float(kept.mean())}, facts.COST, how, better=facts.LOWER)
         rows = [self._against_boxes(study, kept[i], salience[i]) for i, study in enumerate(studies)]
+        boxed = sum(not np.isnan(row["box_share"]) for row in rows)
+        how = (
+            "kept patches against the union of the frontal image's boxes, a patch inside where its centre is; mean "
+            f"over {boxed} studies with boxes"
+        )
         for name in MEASURES:
             values = np.array([row[name] for row in rows])
-            scores.metrics[name] = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+            mean = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+            if name == "box_share":
+                area = f"the boxes' share of the patches; mean over {boxed} studies with boxes"
+                scores.add({name: mean}, facts.GROUNDING, area, better=facts.NEITHER)
+            else:
+                scores.add({name: mean}, facts.GROUNDING, how)
             scores.intervals[name] = bootstrap_interval(values, [study.patient_id for study in studies])
         share, used = scores.metrics["box_share"], scores.metrics["patches_used"]
         scores.baselines["random_patches"] = {"mask_precision": share, "mask_recall": used, "pointing_game": share}
-        boxed = sum(not np.isnan(row["box_share"]) for row in rows)
-        scores.protocol["grounding"] = (
-            "kept patches against the union of the frontal image's boxes, a patch inside where its centre is; mean "
-            f"over {boxed} studies with boxes; box_share is the boxes' area"
-        )
-        for name in ("deletion", "insertion") if self.perturbation_steps else ():
+        for name, better in (("deletion", facts.LOWER), ("insertion", facts.HIGHER)) if self.perturbation_steps else ():
             curve = np.stack(outputs[name]).mean(0)
-            scores.metrics[f"{name}_auc"] = float(((curve[1:] + curve[:-1]) / 2).mean())
+            area = {f"{name}_auc": float(((curve[1:] + curve[:-1]) / 2).mean())}
+            scores.add(area, facts.GROUNDING, f"{name}: {CURVES}", better=better, unit="cosine")
             scores.figures[name] = curve.tolist()
         for i, (study, prediction) in enumerate(zip(studies, scores.predictions, strict=True)):
             prediction["maps"] = {"salience": np.round(salience[i], 3).tolist(), "kept": kept[i].tolist()}

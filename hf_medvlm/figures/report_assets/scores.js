@@ -21,10 +21,10 @@ function drawHead() {
   document.getElementById("subtitle").textContent = parts.filter(Boolean).join(" · ");
 }
 
-/* [name, value] of the strongest trivial baseline, or null. */
+/* [name, value] of the strongest trivial baseline, or null; none where the evaluation states no direction. */
 function strongest(row) {
-  const all = Object.entries(row.baselines);
-  return all.length ? all.reduce((best, one) => ((row.up ? one[1] > best[1] : one[1] < best[1]) ? one : best)) : null;
+  const all = row.better === "neither" ? [] : Object.entries(row.baselines);
+  return all.length ? all.reduce((best, one) => ((row.better === "higher" ? one[1] > best[1] : one[1] < best[1]) ? one : best)) : null;
 }
 
 function track(row) {
@@ -71,7 +71,7 @@ function baselinesOf(group) {
 
 function scoreRow(row, labels) {
   const best = strongest(row);
-  const beaten = best && row.value !== null && (row.up ? row.value <= best[1] : row.value >= best[1]);
+  const beaten = best && row.value !== null && (row.better === "higher" ? row.value <= best[1] : row.value >= best[1]);
   const name = row.protocol ? html("details", {}, html("summary", {}, row.name), html("p", {}, row.protocol)) : row.name;
   const trivial = labels.map((label) => {
     const value = row.baselines[label];

@@ -37,10 +37,10 @@ def studies(split, count=4, **fields):
 def test_thresholds_are_chosen_on_validation_and_kept_for_test(evaluation):
     labels = [[1, 0], [1, 0], [0, 1], [0, -1]]
     early = evaluation.score(outputs(np.full((4, 2), 0.5), labels), studies("test"))
-    assert np.isnan(early.metrics["mean_f1"]) and "not chosen" in early.protocol["findings"]
+    assert np.isnan(early.metrics["mean_f1"]) and "not chosen" in early.protocol["mean_f1"]
     chosen_on = np.array([[0.30, 0.1], [0.28, 0.1], [0.10, 0.2], [0.10, 0.9]])
     validation = evaluation.score(outputs(chosen_on, labels), studies("validate"))
-    assert validation.metrics["mean_f1"] == 1 and "these very studies" in validation.protocol["findings"]
+    assert validation.metrics["mean_f1"] == 1 and "these very studies" in validation.protocol["mean_f1"]
     assert 0.10 < evaluation.thresholds[0] < 0.28
     # better thresholds for the test studies would be others; those of validation stay, and miss everything
     test = evaluation.score(outputs(chosen_on / 10, labels), studies("test"))
