@@ -22,6 +22,12 @@ class Finding(IntEnum):
     PRESENT = 1
 
 
+PROGRESSIONS = ("improving", "stable", "worsening")
+"""How a finding changed since the prior study (MS-CXR-T, Bannur et al. 2023), in the order of BioViL-T's logits."""
+
+TRIPLET_STATES = ("present", "absent", "uncertain")
+"""States of a RadGraph-like triplet (entity, position, state)."""
+
 FINDING_STATES = (Finding.PRESENT, Finding.ABSENT, Finding.UNCERTAIN, None)
 
 # Irvin et al. 2019, "CheXpert" (arXiv 1901.07031); the order of MIMIC-CXR-JPG's chexpert.csv.gz.

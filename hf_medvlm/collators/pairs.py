@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from hf_medvlm.collators.pixels import read_pixels
+from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
 from hf_medvlm.language.sections import sentences
@@ -35,7 +36,7 @@ class PairCollator:
     Args:
         processor: image processor and tokenizer of the dual encoder.
         image_folder: what `StudyImage.path` is relative to.
-        sections: the parts of the study that are the text, in this order; the whole report where none is there.
+        sections: the parts of the study that are the text, as `Study.text` takes them.
         max_length: tokens of a text at most; longer ones are cut. Batches are padded to their longest text, not to
             this.
         training: augment the images.
@@ -49,7 +50,7 @@ class PairCollator:
 
     processor: ProcessorMixin
     image_folder: str | Path
-    sections: tuple[str, ...] = ("findings", "impression")
+    sections: str | tuple[str, ...] = ALL_TEXT
     max_length: int = 256
     training: bool = False
     seed: int = 0

@@ -1,13 +1,12 @@
 """Studies <-> LLaVA conversations. Knows no tokenizer and no pixels.
 
-A study with a conversation is a `Study` whose `extra["conversations"]` holds the turns and whose `images` stand in the
+A study with a conversation is a `Study` whose `conversations` holds the turns and whose `images` stand in the
 order of the `<image>` marks; everything downstream (collator, evaluation) reads that and nothing else. LLaVA's JSON is
 a list of `{"id", "image": path or paths or absent, "conversations": [{"from": "human" or "gpt", "value": text}, ...]}`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import zlib
 from collections import Counter
@@ -16,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.files import write_json
+from hf_medvlm.data.fields import ALL_TEXT, SPLIT_NAMES, id_text, plain_text
+from hf_medvlm.data.files import open_text, read_json, write_json
 from hf_medvlm.data.study import Study, StudyImage
 
 IMAGE = "<image>"
@@ -39,14 +39,14 @@ class ChatOptions:
 
     Args:
         prompts: one is chosen for each study, by its id, the same every time.
-        sections: the parts of the study that are the answer, in this order.
+        sections: the parts of the study that are the answer, as `Study.text` takes them.
         indication: put the study's indication into the prompt.
         views: `frontal`, or `all` images of the study with the frontal one first.
         prior: add the frontal image of the previous study, where it is known.
     """
 
     prompts: tuple[str, ...] = PROMPTS
-    sections: tuple[str, ...] = ("findings", "impression")
+    sections: str | tuple[str, ...] = ALL_TEXT
     indication: bool = False
     views: str = "frontal"
     prior: bool = False
@@ -67,7 +67,7 @@ def with_conversations(studies: Sequence[Study], options: ChatOptions | None = N
     options = options or ChatOptions()
     by_id = {study.study_id: study for study in studies}
     return [
-        study if TURNS in study.extra else with_conversation(study, options, by_id.get(study.prior_study_id or ""))
+        study if study.conversations else with_conversation(study, options, by_id.get(study.prior_study_id or ""))
         for study in studies
     ]
 
@@ -76,7 +76,8 @@ def with_conversation(study: Study, options: ChatOptions, prior: Study | None = 
     """One question about the study's images, answered by its report."""
     answer = study.text(options.sections)
     if not answer:
-        raise ValueError(f"study {study.study_id!r} has no text in {', '.join(options.sections)} to answer with")
+        sections = options.sections if isinstance(options.sections, str) else ", ".join(options.sections)
+        raise ValueError(f"study {study.study_id!r} has no text in {sections} to answer with")
     return _asked(study, options, prior, answer)
 
 
@@ -110,7 +111,7 @@ def _asked(study: Study, options: ChatOptions, prior: Study | None, answer: str)
         replace(box, image=place[study.images[box.image]]) for box in study.boxes if study.images[box.image] in place
     )
     images = tuple(image for image, _ in named)
-    return replace(study, images=images, boxes=boxes, extra={**study.extra, TURNS: turns})
+    return replace(study, images=images, boxes=boxes, conversations=tuple(turns))
 
 
 def _chosen_images(study: Study, views: str) -> list[StudyImage]:
@@ -137,9 +138,9 @@ def turns_of(study: Study) -> Sequence[Turn]:
     Raises:
         ValueError: it has none.
     """
-    if TURNS not in study.extra:
+    if not study.conversations:
         raise ValueError(f"study {study.study_id!r} has no conversation; make one with `with_conversations`")
-    return study.extra[TURNS]
+    return study.conversations
 
 
 def answer_of(study: Study) -> str:
@@ -201,35 +202,54 @@ def to_llava(study: Study) -> dict[str, Any]:
         paths = [image.path for image in study.images]
         record["image"] = paths[0] if len(paths) == 1 else paths
         record["views"] = [image.view for image in study.images]
-    extra = {key: value for key, value in study.extra.items() if key != TURNS}
-    return record | {TURNS: list(turns_of(study)), "patient_id": study.patient_id, "split": study.split} | extra
+    more = {key: value for key, value in study.optional_fields().items() if key != TURNS}
+    turns = [dict(turn) for turn in turns_of(study)]
+    return record | {TURNS: turns, "patient_id": study.patient_id, "split": study.split} | more | dict(study.extra)
 
 
 def from_llava(record: Any) -> Study:
     """The study of one LLaVA sample; without a `patient_id`, samples of one image count as one patient.
 
+    The fields of a study that a sample has beside LLaVA's own (`answer_type`, `licence`, ...) are taken over.
+
     Raises:
         ValueError: no id, roles out of order, a path that leaves the image folder, an image count that differs from the
-            `<image>` marks, or answers that are all empty.
+            `<image>` marks, answers that are all empty, or a field of another type.
     """
-    if not isinstance(record, Mapping) or record.get("id") in (None, "") or not isinstance(record.get(TURNS), list):
+    if not isinstance(record, Mapping) or not isinstance(record.get(TURNS), list):
         raise ValueError(f'a sample is {{"id", "image", "conversations"}}, found {record!r:.200}')
-    paths = record.get("image") or []
-    paths = [paths] if isinstance(paths, str) else list(paths)
-    views = record.get("views") or [None] * len(paths)
+    name = id_text(record.get("id"), "id")
+    if not name:
+        raise ValueError(f"a sample needs an id, found {record!r:.200}")
+    paths = _paths(record.get("image"))
+    views = [None] * len(paths) if record.get("views") is None else record["views"]
+    if not isinstance(views, list) or len(views) != len(paths):
+        raise ValueError(f"views must be a list, one for each of {len(paths)} image(s), found {views!r:.100}")
     turns = check_roles(record[TURNS])
     place_images(turns, len(paths))
     if not any(turn["value"].strip() for turn in turns[1::2]):
         raise ValueError("every answer is empty, so there is nothing to learn from it")
-    known = ("id", "image", "views", TURNS, "patient_id", "split")
-    return Study(
-        study_id=str(record["id"]),
-        patient_id=str(record.get("patient_id") or (paths[0] if paths else record["id"])),
-        split=record.get("split"),
-        images=tuple(StudyImage(path, view) for path, view in zip(paths, views, strict=True)),
-        report=turns[-1]["value"],
-        extra={TURNS: list(turns)} | {key: value for key, value in record.items() if key not in known},
+    split = plain_text(record.get("split"), "split").strip()
+    others = {key: value for key, value in record.items() if key not in ("id", "image", "views")}
+    return Study.from_dict(
+        others
+        | {
+            "study_id": name,
+            "patient_id": id_text(record.get("patient_id"), "patient_id") or (paths[0] if paths else name),
+            "split": SPLIT_NAMES.get(split.lower(), split) or None,
+            "images": [{"path": path, "view": view} for path, view in zip(paths, views, strict=True)],
+            "report": turns[-1]["value"],
+            TURNS: list(turns),
+        }
     )
+
+
+def _paths(image: Any) -> list[str]:
+    """The image paths of a sample: none, one, or several."""
+    paths = [] if image in (None, "") else [image] if isinstance(image, str) else image
+    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"image must be a path or a list of paths, found {image!r:.100}")
+    return paths
 
 
 def read_llava(path: str | Path) -> list[Study]:
@@ -241,13 +261,9 @@ def read_llava(path: str | Path) -> list[Study]:
         ValueError: broken JSON, with line and column; a sample that cannot be one, with its place and id.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise ValueError(f"--data_path {path}: {error.strerror}") from error
     studies: list[Study] = []
     seen: Counter[str] = Counter()
-    for number, record in enumerate(_records(path, text)):
+    for number, record in enumerate(_records(path)):
         name = f" (id {record.get('id')!r})" if isinstance(record, Mapping) else ""
         try:
             study = from_llava(record)
@@ -261,17 +277,11 @@ def read_llava(path: str | Path) -> list[Study]:
     return studies
 
 
-def _records(path: Path, text: str) -> list[Any]:
-    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
-    records = []
-    for number, line in enumerate(lines):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path}:{error.lineno + number}: not JSON at column {error.colno}: {error.msg}, "
-                f"near {line[max(error.pos - 30, 0) : error.pos + 10]!r}"
-            ) from error
+def _records(path: Path) -> list[Any]:
+    """The samples, undecoded. In `.jsonl` a line ends with a line feed; U+2028 and the like are part of a text."""
+    with open_text(path) as handle:
+        texts = enumerate(handle, start=1) if path.suffix == ".jsonl" else [(1, handle.read())]
+        records = [read_json(text, path, line) for line, text in texts if text.strip()]
     if path.suffix == ".jsonl" or not records:
         return records
     if not isinstance(records[0], list):

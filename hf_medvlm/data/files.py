@@ -1,9 +1,14 @@
-"""Files that are whole or absent: written beside, renamed at the end."""
+"""Files that are whole or absent (written beside, renamed at the end); text and JSON read with errors that help."""
 
 from __future__ import annotations
 
+import codecs
+import gzip
+import io
 import json
 import os
+import stat
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,3 +45,114 @@ def write_json(path: str | Path, value: Any) -> None:
     with atomic_open(path) as handle:
         json.dump(value, handle, indent=2, ensure_ascii=False)
         handle.write("\n")
+
+
+def check_regular(path: str | Path) -> None:
+    """Refuse what is no plain file: a pipe or a device would keep a reader waiting for ever.
+
+    Raises:
+        ValueError: the file is missing, may not be read, or is a folder, a pipe or a device; the message names it.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(mode):
+        raise ValueError(f"{path}: cannot be read: it is {'a folder' if stat.S_ISDIR(mode) else 'no plain file'}")
+
+
+ENCODING_BY_MARK = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+"""Encodings by the byte order mark that a file begins with."""
+
+
+@contextmanager
+def open_text(path: str | Path, encoding: str | None = None) -> Iterator[IO[str]]:
+    """Open a text file, gzipped where its name ends in `.gz`; lines end where `\\n` or `\\r` stands, nowhere else.
+
+    Args:
+        encoding: any that Python knows; by default the byte order mark decides, and UTF-8 where there is none.
+
+    Raises:
+        ValueError: no plain file, or one that may not be read; a cut gzip; bytes that are no text of that encoding. The
+            message names the file, the line and the way out.
+    """
+    check_regular(path)
+    if encoding is not None:
+        try:
+            codecs.lookup(encoding)
+        except LookupError as error:
+            raise ValueError(
+                f"--encoding {encoding}: no such encoding; use utf-8, cp1252, latin-1 or utf-16"
+            ) from error
+    try:
+        raw = gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
+    line = ":1"
+    with raw:
+        buffered = io.BufferedReader(raw, 1 << 20)  # type: ignore[type-var]
+        try:
+            mark = buffered.peek(3)[:3]
+            chosen = encoding or next((name for m, name in ENCODING_BY_MARK.items() if mark.startswith(m)), "utf-8")
+            line = ""
+            with io.TextIOWrapper(buffered, encoding=chosen, newline="") as handle:
+                yield handle
+        except GZIP_ERRORS as error:
+            raise ValueError(f"{path}{line}: {broken_gzip(error)}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}{_line_of(path, error)}: {_not_text(error, chosen)}") from error
+
+
+GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def broken_gzip(error: Exception) -> str:
+    """What one of `GZIP_ERRORS` says of a file."""
+    return f"the gzip is broken off or damaged ({error}); download it again"
+
+
+def _not_text(error: UnicodeDecodeError, encoding: str) -> str:
+    byte = error.object[error.start]
+    return (
+        f"not {encoding.upper().removesuffix('-SIG')} (byte 0x{byte:02x}: {error.reason}); save the file as UTF-8, or "
+        "name its encoding with --encoding (cp1252 is what Excel writes in western Europe and America)"
+    )
+
+
+def _line_of(path: str | Path, error: UnicodeDecodeError) -> str:
+    """ ":<line>" of the first byte that is no UTF-8; "" where the encoding or the packing is another."""
+    if error.encoding not in ("utf-8", "utf_8", "utf-8-sig") or str(path).endswith(".gz"):
+        return ""
+    with open(path, "rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError:
+                return f":{number}"
+    return ""
+
+
+def read_json(text: str, path: str | Path, line: int = 1) -> Any:
+    """One JSON document that begins on this line of `path`.
+
+    Raises:
+        ValueError: no JSON; nested too deep; half a surrogate pair, which no file could hold. The message names file,
+            line and column.
+    """
+    try:
+        value = json.loads(text)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except json.JSONDecodeError as error:
+        near = text[max(error.pos - 30, 0) : error.pos + 10]
+        raise ValueError(
+            f"{path}:{line + error.lineno - 1}: not JSON at column {error.colno}: {error.msg}, near {near!r}"
+        ) from error
+    except RecursionError as error:
+        raise ValueError(f"{path}:{line}: not JSON that is read here: nested too deep") from error
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"{path}:{line}: {half!r} in a text is half a surrogate pair") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ValueError(f"{path}:{line}: {error}") from error

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from hf_medvlm.data.fields import ALL_TEXT, SECTIONS, section_alternatives
+from hf_medvlm.data.files import open_text, read_json
 from hf_medvlm.data.images import ONE_GREY, find_broken
 from hf_medvlm.data.quality import find_leakage, refuse_leakage, without_images
-from hf_medvlm.data.sources.base import Rejected
-from hf_medvlm.data.sources.table import read_table
+from hf_medvlm.data.sources.base import Rejected, link_priors
+from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study, read_jsonl
 from hf_medvlm.data.synthetic.studies import GENERATOR, make_studies
@@ -72,56 +74,111 @@ def load_splits(
     synthetic_size: int = 128,
     train_studies: int | None = None,
     eval_studies: int | None = None,
+    *,
+    sections: str = ALL_TEXT,
+    held_out: bool = False,
 ) -> Splits:
     """Studies of `--dataset` (see `DataArguments` for the options).
 
     `synthetic` makes them once and keeps them; a `.jsonl` whose first line has a `study_id` and `images` is a master
     file; anything else is a table. Entries that cannot be used are counted and named, never dropped in silence.
 
+    Args:
+        sections: what the text of a study is (see `Study.text`); a study without it is left out.
+        held_out: nothing is trained: every study that is not marked as training or validation is a test study, and
+            there need be no training split.
+
     Raises:
         ValueError: no such file or folder, nothing usable in it, a patient in two splits, an empty training split.
     """
+    section_alternatives(sections)  # a name that is none stops here, before any pixel is read
     rejected: list[Rejected] = []
     if dataset == "synthetic":
         folder = cache_folder() / f"synthetic-v{GENERATOR}-{synthetic_studies}-{synthetic_size}"
         studies = make_studies(folder, count=synthetic_studies, size=synthetic_size)
     else:
-        folder = Path(image_folder) if image_folder else Path(dataset).parent
+        folder = Path(image_folder) if image_folder else data_folder(dataset)
         if not folder.is_dir():
             raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
         if is_master_file(dataset):
-            studies = assign_splits(read_jsonl(dataset))
+            studies = read_jsonl(dataset)
         else:
-            exported = cache_folder() / "exported" / dataset.strip("/.").replace("/", "--")
-            studies, rejected = read_table(
+            exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
+            table = load_table(
                 dataset, image_column, text_columns, patient_column, split_column, None, folder, exported
             )
-            folder = exported if exported.is_dir() and not Path(dataset).is_file() else folder
+            studies, rejected = link_priors(table.studies), table.rejected
+            folder = table.image_folder or folder
+        studies = with_splits(studies, held_out)
     if verify_images:
         studies = drop_broken(studies, folder, rejected)
-    studies = _drop_unusable(studies, dataset, rejected)
+    studies = _drop_unusable(studies, dataset, rejected, sections)
+    name = Path(dataset).name if Path(dataset).exists() else dataset
+    return splits_of(studies, folder, name, rejected, train_studies, eval_studies, held_out)
+
+
+def with_splits(studies: Sequence[Study], held_out: bool = False) -> list[Study]:
+    """A split for each study that has none: by a hash of the patient, or, where nothing is trained, `test`."""
+    if held_out:
+        return [study if study.split else replace(study, split="test") for study in studies]
+    return assign_splits(studies)
+
+
+def splits_of(
+    studies: Sequence[Study],
+    folder: Path,
+    name: str,
+    rejected: Sequence[Rejected],
+    train_studies: int | None = None,
+    eval_studies: int | None = None,
+    held_out: bool = False,
+) -> Splits:
+    """The studies by split, at most so many in each.
+
+    Raises:
+        ValueError: a patient in two splits, a limit below 1, an empty training split (or nothing held out).
+    """
     refuse_leakage(find_leakage(studies))
+    for option, limit in (("train_studies", train_studies), ("eval_studies", eval_studies)):
+        if limit is not None and limit < 1:
+            raise ValueError(f"--{option} {limit}: at least 1 study is needed; leave the option out to use all")
     limits = {"train": train_studies, "validate": eval_studies, "test": eval_studies}
     by_split = {split: [s for s in studies if s.split == split][: limits[split]] for split in SPLITS}
-    if not by_split["train"]:
-        raise ValueError(f"{dataset}: no study is left for training; {_reasons(rejected)}")
-    return Splits(by_split, folder, Path(dataset).name if Path(dataset).exists() else dataset, tuple(rejected))
+    if held_out and not by_split["validate"] and not by_split["test"]:
+        raise ValueError(
+            f"{name}: all {len(by_split['train'])} studies are marked as training, so that there is nothing to score; "
+            "mark others as test in its split column"
+        )
+    if not held_out and not by_split["train"]:
+        marked = ", ".join(f"{len(found)} are {split}" for split, found in by_split.items() if found)
+        raise ValueError(
+            f"{name}: no study is left for training ({marked}); {_reasons(rejected)}. To score a model on a data set "
+            "that is all test, use recipes/evaluate_run.py"
+        )
+    return Splits(by_split, folder, name, tuple(rejected))
+
+
+def data_folder(dataset: str) -> Path:
+    """What image paths start in where no `--image_folder` is given: a data set that is a folder itself, or the folder
+    of its file."""
+    return Path(dataset) if Path(dataset).is_dir() else Path(dataset).parent
 
 
 def is_master_file(path: str) -> bool:
     """Whether a `.jsonl` file holds studies (`study_id` and `images` in its first line) rather than rows of a table."""
     if not path.endswith(".jsonl") or not Path(path).is_file():
         return False
-    with open(path, encoding="utf-8") as handle:
-        try:
-            first = json.loads(next((line for line in handle if line.strip()), "{}"))
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: the first line is not JSON: {error.msg}") from error
+    with open_text(path) as handle:
+        number, line = next(((n, line) for n, line in enumerate(handle, start=1) if line.strip()), (1, "{}"))
+        first = read_json(line, path, number)
     return isinstance(first, dict) and {"study_id", "images"} <= first.keys()
 
 
 def drop_broken(studies: Sequence[Study], folder: Path, rejected: list[Rejected]) -> list[Study]:
-    """Studies without the images that cannot be read, and without the studies that have none left."""
+    """Studies without the images that cannot be read, and without the studies that have none left.
+
+    Each such image is one entry of `rejected`.
+    """
     broken = find_broken(folder / image.path for study in studies for image in study.images)
     if not broken:
         return list(studies)
@@ -132,24 +189,32 @@ def drop_broken(studies: Sequence[Study], folder: Path, rejected: list[Rejected]
             path = folder / study.images[number].path
             why = "image of one grey value" if broken[path].startswith(ONE_GREY) else "image cannot be read"
             rejected.append(Rejected(str(path), None, study.study_id, why, broken[path]))
-        kept.append(without_images(study, bad) if bad else study)
-    logger.warning("%d of the images cannot be used; rejected.jsonl names them", len(broken))
-    if all(not study.images for study in kept):
-        path, reason = next(iter(broken.items()))
-        raise ValueError(f"none of {len(broken)} images in {folder} can be used; the first: {path}: {reason}")
+        if len(bad) < len(study.images) or not bad:
+            kept.append(without_images(study, bad) if bad else study)
+    path, reason = next(iter(broken.items()))
+    if not kept:
+        hint = "" if path.exists() else "; --image_folder names the folder that image paths start in"
+        raise ValueError(f"none of {len(broken)} images in {folder} can be used; the first: {path}: {reason}{hint}")
+    logger.warning("%d of the images cannot be used and are left out; the first: %s: %s", len(broken), path, reason)
     return kept
 
 
-def _drop_unusable(studies: Sequence[Study], dataset: str, rejected: list[Rejected]) -> list[Study]:
+def _drop_unusable(studies: Sequence[Study], dataset: str, rejected: list[Rejected], sections: str) -> list[Study]:
     kept = []
     for study in studies:
-        reason = "no image" if not study.images else "empty text" if not study.text() else None
-        if reason:
-            rejected.append(Rejected(dataset, None, study.study_id, reason))
+        if not study.images:
+            rejected.append(Rejected(dataset, None, study.study_id, "no image"))
+        elif not study.text() and not study.conversations:
+            rejected.append(Rejected(dataset, None, study.study_id, "empty text"))
+        elif not study.text(sections) and not study.conversations:
+            has = ", ".join(name for name in SECTIONS if getattr(study, name).strip())
+            rejected.append(Rejected(dataset, None, study.study_id, f"no {sections}", f"it has {has}"))
         else:
             kept.append(study)
     if not kept:
-        raise ValueError(f"{dataset}: no study has both an image and a text; {_reasons(rejected)}")
+        wanted = ", ".join(sorted({entry.detail for entry in rejected if entry.reason == f"no {sections}"}))
+        hint = f"; --sections {sections} asks for what no study has: {wanted}" if wanted else ""
+        raise ValueError(f"{dataset}: no study has both an image and a text; {_reasons(rejected)}{hint}")
     return kept
 
 

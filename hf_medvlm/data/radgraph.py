@@ -48,11 +48,9 @@ def run_radgraph(texts: Sequence[str], model: str = "modern-radgraph-xl") -> lis
 
 
 def annotate(studies: Sequence[Study]) -> list[Study]:
-    """The same studies with `extra["triplets"]` from RadGraph's model (see `run_radgraph`)."""
+    """The same studies with `triplets` from RadGraph's model (see `run_radgraph`)."""
     triplets = run_radgraph([study.text() for study in studies])
-    return [
-        replace(study, extra={**study.extra, "triplets": found}) for study, found in zip(studies, triplets, strict=True)
-    ]
+    return [replace(study, triplets=tuple(found)) for study, found in zip(studies, triplets, strict=True)]
 
 
 def read_radgraph(path: str | Path) -> dict[str, list[Triplet]]:

@@ -45,6 +45,12 @@ TINY = {
 }
 
 
+SECTIONS_HELP = (
+    "what the text of a study is: findings, impression, report, indication or comparison, by commas, in this order; "
+    "'|' divides alternatives, of which the first that a study has is taken; a study with none of them is left out"
+)
+
+
 def option(default: Any, help: str) -> Any:
     """A dataclass field with its `--help` text."""
     return field(default=default, metadata={"help": help})

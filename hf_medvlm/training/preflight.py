@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_medvlm.data.fields import section_alternatives
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.labels import IGNORE_INDEX
@@ -24,6 +25,7 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     """Look at data, supervision, model, steps, and at everything a run needs around it; run nothing."""
     checks = Checks()
     _data(checks, splits)
+    _sections(checks, splits, _option(args, "sections"))
     _leakage(checks, splits)
     _supervision(checks, trainer, show_text=args.training.dry_run)
     _model(checks, trainer)
@@ -41,6 +43,24 @@ def _data(checks: Checks, splits: Splits) -> None:
     for split in ("validate", "test"):
         if not splits.studies[split]:
             checks.add(WARNING, "data", f"the {split} split is empty; there will be no {split} scores")
+
+
+def _option(args: SimpleNamespace, name: str) -> Any:
+    """The value of an option that stands in one group in some recipes and in another in others; None where in none."""
+    return next((getattr(group, name) for group in vars(args).values() if hasattr(group, name)), None)
+
+
+def _sections(checks: Checks, splits: Splits, sections: str | None) -> None:
+    """How many studies each alternative of `--sections` gives the text of; falling back is said, never silent."""
+    studies = [study for split in splits.studies.values() for study in split if not study.conversations]
+    if sections is None or not studies:
+        return
+    counts = Counter(study.text_source(sections) for study in studies)
+    alternatives = section_alternatives(sections)
+    state = OK if len(counts) == 1 or not counts.keys() - {alternatives[0]} else WARNING
+    given = "; ".join(f"{','.join(names)} of {counts[names]} studies" for names in alternatives if counts[names])
+    way_out = f"; --sections {','.join(alternatives[0])} leaves the others out" if state == WARNING else ""
+    checks.add(state, "text", given + way_out)
 
 
 def _leakage(checks: Checks, splits: Splits) -> None:

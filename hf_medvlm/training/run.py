@@ -18,6 +18,7 @@ import torch
 from transformers import EarlyStoppingCallback
 
 from hf_medvlm import __version__
+from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
@@ -56,7 +57,7 @@ def leave_processes() -> None:
 def load_data(args: SimpleNamespace) -> Splits:
     """`load_splits` with the options of `DataArguments`; the main process goes first and makes what has to be made."""
     with args.training.main_process_first(local=False):
-        return load_splits(**vars(args.data))
+        return load_splits(**vars(args.data), sections=getattr(args.model, "sections", ALL_TEXT))
 
 
 def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[str, Scores]:

@@ -165,4 +165,33 @@ def test_what_cannot_become_a_conversation_is_refused(tmp_path):
         turns_of(STUDY)
     with pytest.raises(ValueError, match="No such file"):
         read_llava(tmp_path / "absent.json")
-    assert from_llava(SAMPLE).extra["conversations"] == SAMPLE["conversations"]
+    assert list(from_llava(SAMPLE).conversations) == SAMPLE["conversations"]
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_separators_of_unicode_and_a_byte_order_mark_are_data(suffix, tmp_path):
+    answer = "Clear lungs.\u2028No effusion.\u2029\u0085Normal."
+    sample = SAMPLE | {"conversations": [SAMPLE["conversations"][0], {"from": "gpt", "value": answer}], "split": "val"}
+    text = json.dumps([sample] if suffix == ".json" else sample, ensure_ascii=False)
+    (tmp_path / f"d{suffix}").write_text(text, encoding="utf-8-sig")
+    (study,) = read_llava(tmp_path / f"d{suffix}")
+    assert study.report == answer and study.split == "validate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": 5}, "image must be a path or a list of paths, found 5"),
+        ({"image": {"a": 1}}, "image must be a path"),
+        ({"image": ["a.png", None]}, "image must be a path"),
+        ({"views": 5}, "views must be a list"),
+        ({"views": [["PA"]]}, "a view is text"),
+        ({"id": []}, "id must be a text or a number"),
+        ({"id": None}, "a sample needs an id"),
+        ({"split": ["train"]}, "split must be text"),
+    ],
+)
+def test_fields_of_another_type_are_refused(changes, message, tmp_path):
+    (tmp_path / "d.json").write_text(json.dumps([SAMPLE | changes]))
+    with pytest.raises(ValueError, match=f"d.json: sample 0.*{message}"):
+        read_llava(tmp_path / "d.json")

@@ -71,7 +71,7 @@ def test_the_last_paragraph_stands_in_where_there_is_neither_section(tmp_path):
     (study,) = load_mimic_cxr(tmp_path).studies
     assert (study.findings, study.impression) == ("", "")
     assert study.report == study.text() == "The lungs are clear. No effusion."
-    assert study.extra == {"comparison": "___."}
+    assert study.comparison == "___." and study.extra == {}
 
 
 def test_items_and_paragraphs_stay_apart(tmp_path):

@@ -220,7 +220,7 @@ def test_progression_is_what_the_text_says(studies: list[Study]) -> None:
     said["improving"] = ("resolved", "decreased", "smaller", "better")
     seen = Counter()
     for study in studies:
-        progression = study.extra.get("progression", {})
+        progression = study.progression
         assert bool(study.prior_study_id) or not progression
         words = [word for way in progression.values() for word in said[way]]
         assert not progression or any(word in study.findings.lower() for word in words)

@@ -8,22 +8,17 @@ from __future__ import annotations
 
 import csv
 import difflib
-import gzip
-import io
 import math
 import os
-import re
-import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import date
-from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
+from hf_medvlm.data.fields import iso_date
+from hf_medvlm.data.files import GZIP_ERRORS, broken_gzip, open_text
 from hf_medvlm.data.study import Study, check_relative_path
 
 Cells = TypeVar("Cells")
@@ -54,13 +49,15 @@ class Corpus:
     """What a reader found: studies, not yet given a split of ours, and what it left out.
 
     `places` says for each study id in which file, on which line, it stands, for what is found wrong with it later.
-    `linked` says that the reader has named all priors there are.
+    `linked` says that the reader has named all priors there are; `image_folder` is set where image paths are relative
+    to another folder than the one that was given, since images lay inside the data set and were exported.
     """
 
     studies: list[Study] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     places: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     linked: bool = False
+    image_folder: Path | None = None
 
     def add(self, study: Study, file: str, line: int | None) -> None:
         self.studies.append(study)
@@ -103,21 +100,6 @@ def list_folder(folder: str | Path) -> list[str]:
         raise ValueError(f"{folder}: cannot be read: {error.strerror}") from error
 
 
-@contextmanager
-def open_text(path: str | Path) -> Iterator[IO[str]]:
-    """Open a UTF-8 text file, gzipped where its name ends in `.gz`.
-
-    Raises:
-        ValueError: the file is missing, may not be read, or is a folder; the message names it.
-    """
-    try:
-        raw = gzip.open(path) if str(path).endswith(".gz") else open(path, "rb", buffering=0)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
-    with raw, io.TextIOWrapper(io.BufferedReader(raw, 1 << 20), encoding="utf-8-sig", newline="") as handle:
-        yield handle
-
-
 def read_csv(
     path: str | Path, required: Iterable[str], rejected: list[Rejected], delimiter: str = ","
 ) -> Iterator[tuple[int, dict[str, str]]]:
@@ -147,8 +129,8 @@ def _csv_rows(
 ) -> Iterator[tuple[int, Cells]]:
     """Each row's first line and what `shape`, given the header, makes of the row."""
     line = 1
-    try:
-        with open_text(path) as handle:
+    with open_text(path) as handle:
+        try:
             reader = csv.reader(handle, delimiter=delimiter, strict=True)
             header = next(reader, [])
             require_columns(f"{path}:1", header, required)
@@ -161,54 +143,22 @@ def _csv_rows(
                     detail = f"{len(row)} fields, the header has {width}"
                     rejected.append(Rejected(str(path), line, None, "wrong number of fields", detail))
                 line = reader.line_num + 1
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}:{line}: the gzip is broken off or damaged ({error}); download it again") from error
-    except csv.Error as error:
-        raise ValueError(f"{path}:{line}: not CSV: {error}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{line}: not UTF-8 at or after this line: {error.reason}") from error
-
-
-_DAY = re.compile(r"(\d{4})([-/]?)(\d\d)\2(\d\d)")
-_CLOCK = re.compile(r"(\d\d):?(\d\d):?(\d\d)?(\.\d{1,6})?\d*(?:Z|[+-]\d\d:?\d\d)?")
+        except GZIP_ERRORS as error:
+            raise ValueError(f"{path}:{line}: {broken_gzip(error)}") from error
+        except csv.Error as error:
+            raise ValueError(f"{path}:{line}: not CSV: {error}") from error
 
 
 def parse_date(text: str, time: str = "") -> str:
-    """ISO 8601 of a date (`yyyymmdd`, `yyyy-mm-dd`, with or without a time behind a space or a T).
-
-    Args:
-        time: a DICOM time beside it, `hhmmss.ffffff`, whose leading zeros may be lost ("1014.5" is 00:10:14.5).
+    """`fields.iso_date` for the readers of corpora.
 
     Raises:
         EntryError: no such day or hour.
     """
-    day, _, clock = text.strip().replace("T", " ").partition(" ")
-    if time:
-        whole, dot, fraction = time.strip().partition(".")
-        clock = whole.zfill(6) + dot + fraction
     try:
-        return f"{_parse_day(day)}T{_parse_clock(clock)}" if clock else _parse_day(day)
+        return iso_date(text, time)
     except ValueError as error:
-        shown = " ".join(filter(None, (text, time)))
-        raise EntryError("impossible date", f"{shown!r}: {error}; use yyyymmdd or yyyy-mm-dd, hh:mm:ss") from error
-
-
-@lru_cache(maxsize=100_000)
-def _parse_day(text: str) -> str:
-    match = _DAY.fullmatch(text)
-    if not match:
-        raise ValueError("no date")
-    return date(int(match[1]), int(match[3]), int(match[4])).isoformat()
-
-
-def _parse_clock(text: str) -> str:
-    match = _CLOCK.fullmatch(text)
-    if not match:
-        raise ValueError("no time")
-    hour, minute, second, fraction = match.groups(default="")
-    if not (hour < "24" and minute < "60" and second < "61"):  # the digits are two, so text compares as numbers do
-        raise ValueError("no such hour, minute or second")
-    return f"{hour}:{minute}:{second or '00'}{fraction}"
+        raise EntryError("impossible date", str(error)) from error
 
 
 def parse_state(name: str, value: object) -> int | None:

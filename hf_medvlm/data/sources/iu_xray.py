@@ -37,7 +37,7 @@ def load_iu_xray(root: str | Path) -> Corpus:
     - Open-i: `ecgen-radiology/*.xml` in `root` or in `NLMCXR_reports`, the folder `NLMCXR_png` or `images`. The XML
       knows no views; Kaggle's `indiana_projections.csv`, put beside, adds them.
 
-    `comparison` and `mesh` (the annotators' terms) are kept as keys of their own.
+    `mesh` (the annotators' terms) is kept as a key of its own.
 
     Raises:
         ValueError: none of these is there; a table or a JSON that is not what its name says, with its line.
@@ -53,8 +53,8 @@ def load_iu_xray(root: str | Path) -> Corpus:
 def _study(uid: str, images: Iterable[StudyImage], texts: Mapping[str, str], mesh: Iterable[str], **more: Any) -> Study:
     """The frontal images first; white space in the texts, which XML indents, collapsed."""
     text = {name: " ".join(texts.get(name, "").split()) for name in (*SECTIONS, "comparison")}
-    kept = {"comparison": text.pop("comparison"), "mesh": [term.strip() for term in mesh if term.strip()]}
-    extra = {name: value for name, value in kept.items() if value}
+    terms = [term.strip() for term in mesh if term.strip()]
+    extra = {"mesh": terms} if terms else {}
     ordered = tuple(sorted(images, key=lambda image: not image.is_frontal))
     return Study(uid, uid, images=ordered, source=SOURCE, extra=extra, **{"licence": LICENCE, **text, **more})
 

@@ -88,9 +88,9 @@ class MimicTables:
 def load_mimic_cxr(root: str | Path, suffix: str | None = None) -> Corpus:
     """Studies with a frontal image and a report; laterals stand behind the frontals in `images`.
 
-    `findings`, `impression`, `indication` are the official parser's sections; where a report has neither findings nor
-    impression, `report` is its last paragraph. `comparison` is kept as a key of its own. `labels` are CheXpert's as
-    published (-1 is uncertain). The split is the official one where its file is there.
+    `findings`, `impression`, `indication` and `comparison` are the official parser's sections; where a report has
+    neither findings nor impression, `report` is its last paragraph. `labels` are CheXpert's as published (-1 is
+    uncertain). The split is the official one where its file is there.
 
     Args and errors: see `read_tables`.
     """
@@ -186,7 +186,7 @@ def load_studies(tables: MimicTables, study_ids: Sequence[str]) -> Corpus:
             study_date=study.date,
             source="MIMIC-CXR",
             licence=LICENCE,
-            extra={"comparison": report.comparison} if report.comparison else {},
+            comparison=report.comparison,
         )
         corpus.add(made, tables.metadata, study.line)
     return corpus

@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, list_folder, open_text, parse_path, read_columns
+from hf_medvlm.data.files import open_text
+from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, list_folder, parse_path, read_columns
 from hf_medvlm.data.study import Study, StudyImage
 
 logger = logging.getLogger(__name__)
@@ -133,16 +134,10 @@ def _licences(path: Path, rejected: list[Rejected]) -> Iterator[tuple[str, tuple
 
 def _tab_separated(path: Path, rejected: list[Rejected]) -> Iterator[tuple[int, tuple[str, str]]]:
     """(line, (id, what follows the first tab)) of a file of ROCO's."""
-    line = 0
-    try:
-        with open_text(path) as handle:
-            for line, text in enumerate(handle, start=1):
-                name, tab, rest = text.rstrip("\r\n").partition("\t")
-                if tab and re.fullmatch(r"ROCO_\d+", name):
-                    yield line, (name, rest.strip())
-                elif text.strip():
-                    rejected.append(
-                        Rejected(str(path), line, None, "wrong layout", "wanted: ROCO_<number>, a tab, text")
-                    )
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}:{line + 1}: not UTF-8 at or after this line: {error.reason}") from error
+    with open_text(path) as handle:
+        for line, text in enumerate(handle, start=1):
+            name, tab, rest = text.rstrip("\r\n").partition("\t")
+            if tab and re.fullmatch(r"ROCO_\d+", name):
+                yield line, (name, rest.strip())
+            elif text.strip():
+                rejected.append(Rejected(str(path), line, None, "wrong layout", "wanted: ROCO_<number>, a tab, text"))

@@ -16,12 +16,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.data.fields import SPLIT_NAMES
+from hf_medvlm.data.files import open_text
 from hf_medvlm.data.sources.base import (
     Corpus,
     EntryError,
     Rejected,
     link_priors,
-    open_text,
     parse_date,
     parse_path,
     parse_state,
@@ -36,13 +37,6 @@ from hf_medvlm.labels import CHEXPERT_14
 logger = logging.getLogger(__name__)
 
 SECTIONS = ("findings", "impression", "report", "indication")
-
-SPLIT_NAMES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validate", "validation", "valid", "val", "dev"), "validate"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""What a split column may say. `dev` is validation, but only beside a `train`: alone it is no split."""
 
 _PICKED_UP = ("view", "indication", "prior_study_id", "source", "licence")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -157,7 +151,9 @@ def load_table(
             "cannot be excluded. Name the column that tells patients apart with --patient_column.",
             stacklevel=2,
         )
-    return _merge(entries, rejected)
+    corpus = _merge(entries, rejected)
+    corpus.image_folder = Path(cache_folder) if cache_folder and Path(cache_folder).is_dir() else None
+    return corpus
 
 
 def _rows(

@@ -6,37 +6,33 @@ and licence. The official split has test questions on training images; here the 
 
 from __future__ import annotations
 
-import csv
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, TURNS, turns_of
+from hf_medvlm.data import fields
+from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, turns_of
+from hf_medvlm.data.fields import id_text
+from hf_medvlm.data.sources.base import Rejected, read_csv
 from hf_medvlm.data.study import Study, StudyImage
 
 NEEDED = ("image", "question", "answer", "answer_type")
 CLOSED, OPEN = "CLOSED", "OPEN"
-SPLIT_NAMES = {"train": "train", "validate": "validate", "val": "validate", "test": "test", "heldout": "test"}
+SPLIT_NAMES = {name: name_of for name, name_of in fields.SPLIT_NAMES.items() if name != "dev"} | {"heldout": "test"}
 
 
 def read_vqa_rad(path: str | Path) -> list[Study]:
-    """One study a question, `extra["answer_type"]` `CLOSED` or `OPEN`; splits of other names are left open.
+    """One study a question, `answer_type` `CLOSED` or `OPEN`; splits of other names are left open.
 
     Raises:
         ValueError: no such file, a missing column; with the line: no question or answer, an unknown type.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as handle:
-            rows = list(csv.DictReader(handle))
-    except OSError as error:
-        raise ValueError(f"--data_path {path}: {error.strerror}") from error
-    missing = [name for name in NEEDED if not rows or name not in rows[0]]
-    if missing:
-        raise ValueError(f"{path}: no column {', '.join(missing)}; found {', '.join(rows[0]) if rows else 'no rows'}")
     studies = []
-    for number, row in enumerate(rows, start=2):
-        question, answer, kind = row["question"].strip(), row["answer"].strip(), row["answer_type"].strip().upper()
+    rejected: list[Rejected] = []
+    for number, row in read_csv(path, NEEDED, rejected):
+        question, answer, kind = (row[name].strip() for name in NEEDED[1:])
+        kind = kind.upper()
         if not question or not answer or kind not in (CLOSED, OPEN):
             raise ValueError(
                 f"{path}:{number}: a question, an answer and {CLOSED} or {OPEN} are needed, "
@@ -46,15 +42,20 @@ def read_vqa_rad(path: str | Path) -> list[Study]:
         studies.append(
             Study(
                 study_id=f"{row['image']}:{number}",
-                patient_id=row.get("patient_id") or row["image"],
-                split=SPLIT_NAMES.get(row.get("split") or ""),
+                patient_id=id_text(row.get("patient_id"), "patient_id") or row["image"],
+                split=SPLIT_NAMES.get((row.get("split") or "").lower()),
                 images=(StudyImage(row["image"]),),
                 report=answer,
                 source="VQA-RAD",
                 licence=row.get("licence") or "",
-                extra={TURNS: turns, "answer_type": kind},
+                conversations=tuple(turns),
+                answer_type=kind,
             )
         )
+    if rejected:
+        raise ValueError(str(rejected[0]))
+    if not studies:
+        raise ValueError(f"{path}: no questions in it")
     return studies
 
 
@@ -68,5 +69,5 @@ def as_multi_turn(studies: Sequence[Study]) -> list[Study]:
         turns = [dict(turn) for study in group for turn in turns_of(study)]
         for turn in turns[1:]:
             turn["value"] = turn["value"].removeprefix(f"{IMAGE}\n")
-        merged.append(replace(group[0], report=turns[-1]["value"], extra={TURNS: turns}))
+        merged.append(replace(group[0], report=turns[-1]["value"], conversations=tuple(turns), answer_type=""))
     return merged

@@ -11,7 +11,7 @@ no licence terms (CC0), and prove that code learns, not that a model is any good
                 comparison with the prior study; normal reports repeat word for word
     labels      CheXpert's 14 states as the text says them; Pneumonia is only ever suspected (-1)
     boxes       around each place where a finding is drawn, with its CheXpert name and its words in the report
-    progression `extra["progression"]` of a study with a prior: finding -> improving, stable or worsening; "new" counts
+    progression of a study with a prior: finding -> improving, stable or worsening; "new" counts
                 as worsening, "resolved" as improving
 
 From a seed the pixels, texts and boxes are the same on every machine (`phantom_shapes` says how), and the first studies
@@ -160,6 +160,6 @@ def _examine(person: Patient, number: int, seed: int, size: int) -> tuple[Study,
         boxes=tuple(StudyBox(0, text.phrases[sign.finding], box, sign.finding) for sign, box in boxes),
         source="synthetic",
         licence="CC0-1.0",
-        extra={"progression": text.progression} if prior is not None else {},
+        progression=text.progression if prior is not None else {},
     )
     return study, pictures

@@ -13,11 +13,10 @@ from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.collators.pixels import read_pixels
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
-from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.labels import IGNORE_INDEX, PROGRESSIONS
 
 logger = logging.getLogger(__name__)
 
-PROGRESSIONS = ("improving", "stable", "worsening")
 """MS-CXR-T's classes (Bannur et al. 2023, PhysioNet `ms-cxr-t`), in the order of the model's logits."""
 
 
@@ -62,21 +61,9 @@ def check_prior(study: Study, prior: Study) -> None:
 
 
 def progression_labels(study: Study, findings: Iterable[str]) -> list[int]:
-    """Class of each finding out of `study.extra["progression"]`, or `IGNORE_INDEX`.
-
-    Raises:
-        ValueError: a class that is none of `PROGRESSIONS`; the message names the study.
-    """
-    states: Mapping[str, str] = study.extra.get("progression") or {}
-    labels = []
-    for finding in findings:
-        state = states.get(finding)
-        if state is not None and state not in PROGRESSIONS:
-            raise ValueError(
-                f"study {study.study_id!r}: progression of {finding!r} is {state!r}; use {', '.join(PROGRESSIONS)}"
-            )
-        labels.append(IGNORE_INDEX if state is None else PROGRESSIONS.index(state))
-    return labels
+    """Class of each finding out of `study.progression`, or `IGNORE_INDEX`."""
+    states = [study.progression.get(finding) for finding in findings]
+    return [IGNORE_INDEX if state is None else PROGRESSIONS.index(state) for state in states]
 
 
 @dataclass

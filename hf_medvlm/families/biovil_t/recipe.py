@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study
@@ -22,7 +23,7 @@ from hf_medvlm.labels import CHEXPERT_14
 from hf_medvlm.models.loading import check_family, load_strictly
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
-from hf_medvlm.training.arguments import option, split_names
+from hf_medvlm.training.arguments import SECTIONS_HELP, option, split_names
 from hf_medvlm.training.contrastive import ContrastiveTrainer
 
 DEFAULTS = {"metric_for_best_model": "task_score", "greater_is_better": True}
@@ -51,7 +52,7 @@ class BioViLTModelArguments:
         None, "our folder, or one with the published image model and CXR-BERT; a tiny random model by default"
     )
     image_size: int | None = option(None, "side of the crop, and of the tiny model's image; the model's own by default")
-    sections: str = option("findings,impression", "parts of the report that are the text, in this order")
+    sections: str = option(ALL_TEXT, SECTIONS_HELP)
     max_length: int = option(128, "tokens of a text at most")
 
 
@@ -132,7 +133,7 @@ def load_biovil_t(
     """
     path = options.model_name_or_path
     if path is None:
-        tokenizer = train_tokenizer(study.text(split_names(options.sections)) for study in splits.train)
+        tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
         size = options.image_size or 96
         return BioViLTModel.tiny(tokenizer, **changes), BioViLTProcessor(BioViLTImageProcessor(size, size), tokenizer)
     if is_published(path):
@@ -165,7 +166,7 @@ def labelled_findings(studies: Sequence[Study]) -> list[str]:
 
 def followed_findings(studies: Sequence[Study]) -> list[str]:
     """Findings whose progression the studies tell; CheXpert's first, in their order."""
-    return _in_order({name for study in studies for name in study.extra.get("progression") or {}})
+    return _in_order({name for study in studies for name in study.progression})
 
 
 def _in_order(names: set[str]) -> list[str]:
@@ -181,7 +182,7 @@ def prior_collator(
     return PriorCollator(
         processor,
         splits.image_folder,
-        sections=split_names(args.model.sections),
+        sections=args.model.sections,
         max_length=args.model.max_length,
         training=training,
         seed=args.training.seed,

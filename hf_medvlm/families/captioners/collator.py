@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import ProcessorMixin
 
 from hf_medvlm.collators.pixels import read_pixels
+from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
 from hf_medvlm.labels import IGNORE_INDEX
@@ -24,7 +25,7 @@ class CaptionCollator:
         processor: image processor and tokenizer of the captioner.
         image_folder: what `StudyImage.path` is relative to.
         first_token: the id a text starts with (`Captioner.first_token`), which for BLIP is not the tokenizer's own.
-        sections: the parts of the study that are the target, in this order.
+        sections: the parts of the study that are the target, as `Study.text` takes them.
         prompt: text in front of every report; given to `generate`, never supervised.
         max_length: tokens of a batch at most, prompt and end token included; longer reports are cut.
         training: augment the images.
@@ -37,7 +38,7 @@ class CaptionCollator:
     processor: ProcessorMixin
     image_folder: str | Path
     first_token: int
-    sections: tuple[str, ...] = ("findings", "impression")
+    sections: str | tuple[str, ...] = ALL_TEXT
     prompt: str = ""
     max_length: int = 128
     training: bool = False

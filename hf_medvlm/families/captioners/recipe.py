@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.evaluation.text import TextEvaluation
@@ -14,7 +15,7 @@ from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
-from hf_medvlm.training.arguments import option, split_names
+from hf_medvlm.training.arguments import SECTIONS_HELP, option
 from hf_medvlm.training.lora import add_lora
 from hf_medvlm.training.trainer import MedVLMTrainer
 
@@ -39,7 +40,7 @@ class CaptioningArguments:
 
     model_name_or_path: str | None = option(None, "folder or Hub id; a tiny model with random weights by default")
     image_size: int | None = option(None, "side of the square images; the checkpoint's own by default")
-    sections: str = option("findings,impression", "parts of the report to write, in this order")
+    sections: str = option(ALL_TEXT, SECTIONS_HELP)
     prompt: str = option("", "text in front of every report, given and not learnt")
     max_length: int = option(128, "tokens of a report at most, in training and in generation")
     num_beams: int = option(1, "1: greedy search; more: beam search")
@@ -58,7 +59,7 @@ def load_captioner(
     """
     path = options.model_name_or_path
     if path is None:
-        tokenizer = train_tokenizer(study.text(split_names(options.sections)) for study in splits.train)
+        tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
         size = options.image_size or 96
         model = model_class.tiny(tokenizer, size, freeze_vision=options.freeze_vision)
         processor = model_class.tiny_processor(tokenizer, size)
@@ -81,7 +82,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
     limit = model.config.get_text_config(decoder=True).max_position_embeddings
     if options.max_length > limit:
         raise ValueError(f"--max_length {options.max_length}: the model takes {limit} tokens; lower --max_length")
-    sections = split_names(options.sections)
+    sections = options.sections
 
     def collator(training: bool) -> CaptionCollator:
         return CaptionCollator(

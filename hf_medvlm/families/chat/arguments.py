@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from hf_medvlm.data.conversations import PROMPTS, VIEWS
+from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.families.chat.templates import TEMPLATES
 from hf_medvlm.training import arguments
-from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, option
+from hf_medvlm.training.arguments import SECTIONS_HELP, DataArguments, MedVLMArguments, option
 from hf_medvlm.training.legacy import say
 
 ASPECT_RATIOS = ("pad", "square")
@@ -72,7 +73,7 @@ class ChatDataArguments(DataArguments):
 
     data_path: str | None = option(None, "LLaVA .json or .jsonl, or VQA-RAD's .csv, in place of --dataset")
     image_aspect_ratio: str = option("pad", "pad: to a square in the mean colour; square: crop the middle")
-    sections: str = option("findings,impression", "studies: parts of the report to write, in this order")
+    sections: str = option(ALL_TEXT, SECTIONS_HELP)
     prompts: str = option("|".join(PROMPTS), "studies: questions, separated by |; one is chosen for each study")
     indication: bool = option(False, "studies: put the indication into the prompt")
     views: str = option("frontal", f"studies: {' or '.join(VIEWS)} images")

@@ -13,7 +13,7 @@ from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
 from hf_medvlm.collators.packing import pack, pad
 from hf_medvlm.collators.pixels import read_pixels
-from hf_medvlm.data.conversations import TURNS, ChatOptions, answer_of, turns_of, with_conversation
+from hf_medvlm.data.conversations import ChatOptions, answer_of, turns_of, with_conversation
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
 from hf_medvlm.families.chat.templates import (
@@ -76,7 +76,7 @@ class ChatCollator:
 
     def talk(self, study: Study) -> Study:
         """The study with its conversation."""
-        return study if TURNS in study.extra else with_conversation(study, self.options)
+        return study if study.conversations else with_conversation(study, self.options)
 
     def target(self, study: Study) -> str:
         """The text that the model is to write: the last answer."""

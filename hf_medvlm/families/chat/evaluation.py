@@ -48,7 +48,7 @@ class ChatEvaluation(TextEvaluation):
 
     def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
         scores = super().score_reports(texts, references, studies)
-        kinds = [study.extra.get("answer_type", "") for study in studies]
+        kinds = [study.answer_type for study in studies]
         if not any(kinds):
             return scores
         how = {
@@ -66,7 +66,7 @@ class ChatEvaluation(TextEvaluation):
     def majority_answers(self) -> dict[str, str]:
         """Kind of question -> its most frequent answer in training."""
         answers = {
-            kind: Counter(answer_of(s).lower() for s in self.train_studies if s.extra.get("answer_type") == kind)
+            kind: Counter(answer_of(s).lower() for s in self.train_studies if s.answer_type == kind)
             for kind in (CLOSED, OPEN)
         }
         return {kind: counts.most_common(1)[0][0] for kind, counts in answers.items() if counts}

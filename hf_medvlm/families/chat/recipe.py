@@ -22,8 +22,7 @@ from hf_medvlm.data.conversations import (
     turns_of,
     with_conversations,
 )
-from hf_medvlm.data.load import Splits, drop_broken, load_splits
-from hf_medvlm.data.quality import find_leakage, refuse_leakage
+from hf_medvlm.data.load import Splits, drop_broken, load_splits, splits_of
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.data.sources.vqa_rad import as_multi_turn, read_vqa_rad
@@ -37,9 +36,8 @@ from hf_medvlm.families.chat.published import assemble, find_folder, is_llava, l
 from hf_medvlm.families.chat.sampling import ModalityLengthSampler
 from hf_medvlm.families.chat.templates import SYSTEM
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
-from hf_medvlm.labels import SPLITS
 from hf_medvlm.models.loading import load_tokenizer
-from hf_medvlm.training.arguments import DataArguments, split_names
+from hf_medvlm.training.arguments import DataArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.lora import add_lora, quantise
 from hf_medvlm.training.trainer import MedVLMTrainer
@@ -55,7 +53,9 @@ def load_conversations(args: SimpleNamespace) -> Splits:
     with args.training.main_process_first(local=False):
         if data.data_path is not None:
             return _read_conversations(data)
-        splits = load_splits(**{field.name: getattr(data, field.name) for field in fields(DataArguments)})
+        splits = load_splits(
+            **{field.name: getattr(data, field.name) for field in fields(DataArguments)}, sections=data.sections
+        )
     options = chat_options(data)
     return replace(splits, studies={name: with_conversations(found, options) for name, found in splits.studies.items()})
 
@@ -64,7 +64,7 @@ def chat_options(data: ChatDataArguments) -> ChatOptions:
     """How `--dataset`'s studies become conversations."""
     return ChatOptions(
         prompts=tuple(prompt.strip() for prompt in data.prompts.split("|")),
-        sections=split_names(data.sections),
+        sections=data.sections,
         indication=data.indication,
         views=data.views,
         prior=data.prior,
@@ -86,15 +86,11 @@ def _read_conversations(data: ChatDataArguments) -> Splits:
         raise ValueError(f"{len(missing)} image(s) of {path} are not in {folder}: {'; '.join(missing[:5])}")
     rejected: list[Rejected] = []
     whole = drop_broken(studies, folder, rejected) if data.verify_images else studies
-    whole = [new for old, new in zip(studies, whole, strict=True) if new.images == old.images]
+    complete = {study.study_id: study.images for study in studies}
+    whole = [study for study in whole if study.images == complete[study.study_id]]
     has_test = any(study.split == "test" for study in whole)
     whole = assign_splits(whole, test=0.0 if has_test else 0.1)
-    refuse_leakage(find_leakage(whole))
-    limits = {"train": data.train_studies, "validate": data.eval_studies, "test": data.eval_studies}
-    by_split = {split: [study for study in whole if study.split == split][: limits[split]] for split in SPLITS}
-    if not by_split["train"]:
-        raise ValueError(f"{path}: no sample is left for training")
-    return Splits(by_split, folder, path.name, tuple(rejected))
+    return splits_of(whole, folder, path.name, rejected, data.train_studies, data.eval_studies)
 
 
 def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProcessor]:
@@ -239,7 +235,7 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
         train_studies=splits.train,
     )
     train = splits.train
-    if any("answer_type" in study.extra for study in train):
+    if any(study.answer_type for study in train):
         train = as_multi_turn(train)
     return ChatTrainer(
         model=model,

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import AutoProcessor, ProcessorMixin
 
 from hf_medvlm.collators.pairs import PairCollator
+from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
@@ -19,7 +20,7 @@ from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
 from hf_medvlm.models.loading import check_family, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
-from hf_medvlm.training.arguments import option, split_names
+from hf_medvlm.training.arguments import SECTIONS_HELP, option
 from hf_medvlm.training.contrastive import ContrastiveTrainer
 
 DEFAULTS = {"metric_for_best_model": "combined", "greater_is_better": True}
@@ -43,7 +44,7 @@ class PairArguments:
         "a BERT; a tiny model with random weights by default",
     )
     image_size: int | None = option(None, "side of the square images; the checkpoint's own by default")
-    sections: str = option("findings,impression", "parts of the report that are the text, in this order")
+    sections: str = option(ALL_TEXT, SECTIONS_HELP)
     max_length: int = option(256, "tokens of a text at most")
     projection_size: int | None = option(None, "width of the joint space; 512 for two towers, 64 for a tiny model")
     vision_projection: str | None = option(None, "linear or mlp; linear by default")
@@ -80,7 +81,7 @@ def load_dual_encoder(
     path, config = options.model_name_or_path, options.model_options() | bottleneck
     if path is None:
         size = options.image_size or arguments.TINY["image_size"]
-        tokenizer = train_tokenizer(study.text(split_names(options.sections)) for study in splits.train)
+        tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
         return model_class.tiny(tokenizer, size, **config), build_processor(tokenizer, size)
     if "," in path:
         vision, _, text = path.partition(",")
@@ -125,7 +126,7 @@ def dual_encoder_trainer(
     plain = PairCollator(
         processor,
         splits.image_folder,
-        sections=split_names(options.sections),
+        sections=options.sections,
         max_length=options.max_length,
         seed=args.training.seed,
     )

@@ -28,21 +28,8 @@ _LABELS = (ABSENT, UNKNOWN, PRESENT)  # by rank; MedKLIP too learns nothing from
 
 
 def study_triplets(study: Study) -> list[Triplet]:
-    """The study's (entity, position, state): its own `triplets` (RadGraph's, say) or those that its report states.
-
-    Raises:
-        ValueError: a triplet of its own that is none; the message names the study.
-    """
-    own = study.extra.get("triplets")
-    if own is None:
-        return extract_triplets(study.text())
-    for triplet in own:
-        if len(triplet) != 3 or triplet[2] not in _RANK:
-            raise ValueError(
-                f"study {study.study_id!r}: {triplet!r} is no triplet; write [entity, position, state] with a state of "
-                f"{', '.join(_RANK)}"
-            )
-    return [tuple(triplet) for triplet in own]
+    """The study's (entity, position, state): its `triplets` (RadGraph's, say) or those that its report states."""
+    return extract_triplets(study.text()) if study.triplets is None else list(study.triplets)
 
 
 def entity_states(triplets: Sequence[Triplet], entities: Sequence[str], unmentioned: str = "ignore") -> np.ndarray:

@@ -130,7 +130,7 @@ def test_tasks_choose_their_labels(splits):
     assert "findings" not in BioViLTArguments(task="alignment").changes(splits)
     with pytest.raises(ValueError, match="--task grading: there are progression, findings, alignment"):
         BioViLTArguments(task="grading")
-    bare = replace(splits, studies={"train": [replace(study, extra={}, labels={}) for study in splits.train]})
+    bare = replace(splits, studies={"train": [replace(study, progression={}, labels={}) for study in splits.train]})
     with pytest.raises(ValueError, match='no training study has a "progression" entry'):
         BioViLTArguments().changes(bare)
     with pytest.raises(ValueError, match="no training study has labels of presence and of absence"):

@@ -43,11 +43,11 @@ def test_a_prior_of_the_same_day_is_one():
 
 
 def test_progression_labels():
-    study = replace(LATE, extra={"progression": {"Edema": "worsening", "Pneumonia": "stable"}})
+    study = replace(LATE, progression={"Edema": "worsening", "Pneumonia": "stable"})
     assert progression_labels(study, ["Pneumonia", "Pneumothorax", "Edema"]) == [1, IGNORE_INDEX, 2]
     assert PROGRESSIONS == ("improving", "stable", "worsening")
     with pytest.raises(ValueError, match="'s2': progression of 'Edema' is 'better'"):
-        progression_labels(replace(LATE, extra={"progression": {"Edema": "better"}}), ["Edema"])
+        replace(LATE, progression={"Edema": "better"})
 
 
 @pytest.fixture(scope="module")

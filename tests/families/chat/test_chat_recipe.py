@@ -175,7 +175,7 @@ def test_vqa_rad_is_read_and_turned_into_many_turns(tmp_path):
     rows = ["a.png,p1,dev,Clear?,yes,CLOSED", "a.png,p1,dev,Which side?,left,OPEN", "b.png,p2,heldout,Clear?,no,CLOSED"]
     studies = read_vqa_rad(vqa_file(tmp_path, *rows))
     assert [study.split for study in studies] == [None, None, "test"]
-    assert [study.extra["answer_type"] for study in studies] == ["CLOSED", "OPEN", "CLOSED"]
+    assert [study.answer_type for study in studies] == ["CLOSED", "OPEN", "CLOSED"]
     first, second = as_multi_turn(studies)
     texts = [turn["value"] for turn in turns_of(first)]
     assert texts == ["<image>\nClear?", "yes", "Which side?", "left"] and len(turns_of(second)) == 2
@@ -188,8 +188,8 @@ def test_vqa_rad_is_read_and_turned_into_many_turns(tmp_path):
     [
         (HEADER + "a.png,p,dev,,yes,CLOSED\n", "qa.csv:2: a question, an answer and CLOSED or OPEN"),
         (HEADER + "a.png,p,dev,Clear?,yes,MAYBE\n", "qa.csv:2"),
-        ("image,question\na,b\n", "no column answer, answer_type; found image, question"),
-        ("", "found no rows"),
+        ("image,question\na,b\n", "no column 'answer'"),
+        ("", "no column 'image'"),
     ],
 )
 def test_broken_questions_are_named(text, message, tmp_path):

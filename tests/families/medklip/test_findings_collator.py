@@ -72,11 +72,10 @@ def test_training_never_mirrors_the_image(tmp_path):
 
 
 def test_triplets_of_the_study_itself_win_over_its_report(study):
-    own = replace(study, extra={"triplets": [["mass", "pulmonary", "present"]]})
+    own = replace(study, triplets=(("mass", "pulmonary", "present"),))
     assert study_triplets(own) == [("mass", "pulmonary", "present")]
-    broken = replace(study, extra={"triplets": [["mass", "present"]]})
     with pytest.raises(ValueError, match=f"{study.study_id}.* no triplet"):
-        study_triplets(broken)
+        replace(study, triplets=(("mass", "present"),))
 
 
 def test_bad_settings_and_studies_are_refused(collator):
