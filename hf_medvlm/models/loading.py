@@ -1,20 +1,170 @@
-"""Loading a folder or Hub id: the right family, every key in its place, the same pixels whatever is installed."""
+"""Loading a folder or Hub id: the one place where a checkpoint's files are found, checked and read.
+
+Every `from_pretrained` of the project goes through here, so that all of it is strict (each key in its place), safe
+(code that a checkpoint brings is never run) and clear (one line names the file, the key and the way out).
+"""
 
 from __future__ import annotations
 
-import fnmatch
+import logging
+import pickle
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
 
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+import torch
+from transformers import (
+    AutoConfig,
+    AutoProcessor,
+    AutoTokenizer,
+    BertTokenizer,
+    LlamaTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+    RobertaTokenizer,
+)
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 
+from hf_medvlm.models.convert.checkpoint import check_finite, check_weight_file, count_tensors, read_json
+
+logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 # Buffers that old versions of transformers saved and present ones compute.
 OBSOLETE_KEYS = ("*position_ids", "*rotary_emb.inv_freq")
+# What is fetched of a Hub repository: no code, and no weights for other frameworks.
+SMALL_FILES = ("*.json", "*.txt", "*.model", "*.jinja")
+WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+IMAGE_FILES = ("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json")
+# File -> the plain tokenizer that reads it, the most complete file first.
+PLAIN_TOKENIZERS: tuple[tuple[str, type[PreTrainedTokenizerBase]], ...] = (
+    ("tokenizer.json", PreTrainedTokenizerFast),
+    ("vocab.txt", BertTokenizer),
+    ("tokenizer.model", LlamaTokenizer),
+    ("merges.txt", RobertaTokenizer),
+)
+LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers")
+
+
+# ------------------------------------------------------------------------------------------- finding
+
+
+def find_folder(name: str | Path, weights: bool = True) -> Path:
+    """A checkpoint's folder: the folder itself, or that of a Hub id, from the cache or fetched.
+
+    Args:
+        weights: without them only the small files (config, tokenizer, preprocessing) are fetched.
+
+    Raises:
+        ValueError: no such folder, or a Hub id that can neither be fetched nor is in the cache.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise ValueError(f"{name} is a file; give the folder that it lies in")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    ignored = ["pytorch_model*.bin"] if weights and _has_safetensors(str(name)) else None
+    try:
+        wanted = [*SMALL_FILES, *(WEIGHT_FILES if weights else ())]
+        return Path(snapshot_download(str(name), allow_patterns=wanted, ignore_patterns=ignored))
+    except HFValidationError as error:
+        raise ValueError(f"{name}: there is no such folder, and it is no Hub id (owner/name) either") from error
+    except Exception as error:  # no connection, no rights, no such repository: huggingface_hub has a class for each
+        raise ValueError(
+            f"{name} is no folder here, and cannot be read from the Hub or its cache ({first_line(error)}). Offline: "
+            f"copy the files into a folder and name that, or fetch them beforehand with `hf download {name}`"
+        ) from error
+
+
+def _has_safetensors(name: str) -> bool:
+    """Whether a Hub repository has weights in safetensors, so that its pickles need not be fetched."""
+    from huggingface_hub import HfApi
+
+    try:
+        return any(file.endswith(".safetensors") for file in HfApi().list_repo_files(name))
+    except Exception:  # offline: what is in the cache is taken as it is
+        return False
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text that says something, or the error's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------- errors
+
+
+@contextmanager
+def clear_errors(folder: str | Path, part: str) -> Iterator[None]:
+    """Whatever goes wrong in reading `part` of a checkpoint becomes a `ValueError` of one line.
+
+    Messages of our own pass as they are. An error of transformers that offers to run the checkpoint's code is answered
+    with what to do instead.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if str(folder) in str(error) and "trust_remote_code" not in str(error) and "\n" not in str(error):
+            raise
+        raise ValueError(_explain(folder, part, error)) from error
+    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except ImportError as error:
+        raise ImportError(
+            f"{folder}: its {part} needs a package that is not installed ({first_line(error)})"
+        ) from error
+    except Exception as error:
+        raise ValueError(_explain(folder, part, error)) from error
+
+
+def _explain(folder: str | Path, part: str, error: BaseException) -> str:
+    if isinstance(error, pickle.UnpicklingError):
+        files = ", ".join(file.name for file in sorted(Path(folder).glob("*.bin"))[:3])
+        return (
+            f"{folder}: {files} is not a plain file of tensors, and the code in its pickle is not run. Take a "
+            "checkpoint you trust, load it where it was made and save it as .safetensors"
+        )
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        files = [file.name for file in sorted(Path(folder).glob("*.json")) if "auto_map" in (read_json(file) or {})]
+        where = " and ".join(files) or "its configuration"
+        return (
+            f"{folder}: {where} names Python code of the checkpoint's own (auto_map), which is never run. If the "
+            f"{part} is of a class that transformers has, take auto_map out of the file and name that class"
+        )
+    return f"{folder}: its {part} cannot be used ({first_line(error)}). Compare its files with the published ones"
+
+
+# ------------------------------------------------------------------------------------------- configs
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """`config.json` of a checkpoint folder.
+
+    Raises:
+        ValueError: there is none (the message says what is there), or it is no JSON object.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        names = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else ["no folder"]
+        hint = (
+            "an adapter: merge it first" if (folder / "adapter_config.json").exists() else ", ".join(names) or "empty"
+        )
+        raise ValueError(f"{folder} has no config.json ({hint}); give the folder that save_pretrained wrote")
+    record = read_json(folder / "config.json")
+    if not isinstance(record, dict):
+        raise ValueError(f"{folder / 'config.json'}: a config is a JSON object, found a {type(record).__name__}")
+    return record
 
 
 def model_type_of(path: str | Path) -> str:
@@ -23,48 +173,195 @@ def model_type_of(path: str | Path) -> str:
     Raises:
         ValueError: no config.json there; the message says what is.
     """
-    folder = Path(path)
-    if folder.exists() and not (folder / "config.json").exists():
-        names = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else ["a file"]
-        hint = (
-            "an adapter: merge it first" if (folder / "adapter_config.json").exists() else ", ".join(names) or "empty"
-        )
-        raise ValueError(f"{path} has no config.json ({hint}); give the folder that save_pretrained wrote")
-    try:
-        return PreTrainedConfig.get_config_dict(path)[0].get("model_type")
-    except OSError as error:
-        raise ValueError(f"{path} is no folder here and cannot be read from the Hub: {error}") from error
+    return read_config(find_folder(path, weights=False)).get("model_type")
+
+
+def load_config(path: str | Path) -> PreTrainedConfig:
+    """The config of a checkpoint, of any class that transformers or we have.
+
+    Raises:
+        ValueError: there is none, it is of an unknown kind, or its values cannot be.
+    """
+    folder = find_folder(path, weights=False)
+    record = read_config(folder)
+    if not isinstance(record.get("model_type"), str):
+        raise ValueError(f'{folder / "config.json"}: "model_type" is not there, so that the model\'s class is unknown')
+    with clear_errors(folder, "config.json"):
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
 
 
 def check_family(path: str | Path, model_class: type[PreTrainedModel], published_types: tuple[str, ...] = ()) -> None:
     """Raise `ValueError` unless `path` holds a checkpoint of `model_class` or of a published type it is built on."""
-    found_type, wanted = model_type_of(path), (model_class.config_class.model_type, *published_types)
-    if found_type not in wanted:
+    model_type = model_type_of(path)
+    wanted = dict.fromkeys((model_class.config_class.model_type, *published_types))
+    if model_type not in wanted:
         raise ValueError(
-            f"{path} holds a {found_type!r} checkpoint; {model_class.__name__} takes {' or '.join(map(repr, wanted))}"
+            f"{path} holds a {model_type!r} checkpoint; {model_class.__name__} takes {' or '.join(map(repr, wanted))}"
         )
 
 
-def load_strictly(model_class: type[Model], path: str | Path, **options: Any) -> Model:
-    """`from_pretrained` that takes no missing, unexpected or misshapen key.
+# ------------------------------------------------------------------------------------------- weights
+
+
+def weight_files(folder: str | Path) -> list[Path]:
+    """The weight files of a folder, each checked to be whole: safetensors where there are any, else `.bin`.
 
     Raises:
-        ValueError: with the keys that do not fit.
+        ValueError: there are none, one that the index names is missing, or one is cut short or something else.
     """
-    model, info = model_class.from_pretrained(path, output_loading_info=True, **options)
+    folder = Path(folder)
+    for ending, names in (("safetensors", "model*.safetensors"), ("bin", "pytorch_model*.bin")):
+        files = set(folder.glob(names))
+        for index in folder.glob(f"*.{ending}.index.json"):
+            shards = (read_json(index) or {}).get("weight_map")
+            if not isinstance(shards, dict) or not shards:
+                raise ValueError(f'{index}: "weight_map" must say which file holds each key; fetch the file again')
+            files |= {folder / str(shard) for shard in shards.values()}
+        if files:
+            for file in sorted(files):
+                check_weight_file(file)
+            return sorted(files)
+    raise ValueError(f"{folder}: no weights in it (model.safetensors, pytorch_model.bin, or shards of them)")
+
+
+def _check_depth(folder: Path, record: Any, tensors: int) -> None:
+    """Refuse a config of more layers than the weights have tensors: building it could take for ever."""
+    if not isinstance(record, dict):
+        return
+    for key, value in record.items():
+        if key in LAYER_COUNTS and isinstance(value, int) and value > tensors:
+            raise ValueError(f'{folder / "config.json"}: "{key}" is {value}, but the weights hold {tensors} tensors')
+        _check_depth(folder, value, tensors)
+
+
+def load_strictly(
+    model_class: type[Model], path: str | Path, *, ignorable: Iterable[str] = (), **options: Any
+) -> Model:
+    """`from_pretrained` that takes no missing, unexpected, misshapen or undefined (NaN) weight.
+
+    Args:
+        model_class: the class, or an Auto class.
+        ignorable: shell patterns of keys that may be missing or left over, beside the buffers of old versions.
+        options: of `from_pretrained`, or of the model's config. The weights are float32 unless `dtype` says otherwise.
+
+    Raises:
+        ValueError: with the file and the keys that do not fit.
+    """
+    folder = find_folder(path)
+    record, files = read_config(folder), weight_files(folder)
+    _check_depth(folder, record, sum(map(count_tensors, files)))
+    name = getattr(model_class, "__name__", str(model_class))
+    with clear_errors(folder, f"weights, read as {name},"):
+        model, info = model_class.from_pretrained(
+            folder,
+            output_loading_info=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,
+            **({"dtype": torch.float32} | options),
+        )
+    allowed = (*OBSOLETE_KEYS, *ignorable)
     problems = {
-        kind: [key for key in map(str, info[f"{kind}_keys"]) if not any(fnmatch.fnmatch(key, o) for o in OBSOLETE_KEYS)]
+        kind: sorted(
+            _name_of(key) for key in info[f"{kind}_keys"] if not any(fnmatchcase(_name_of(key), o) for o in allowed)
+        )
         for kind in ("missing", "unexpected", "mismatched")
     }
-    shown = [f"{len(keys)} {kind}: {', '.join(keys[:5])}" for kind, keys in problems.items() if keys]
+    # a misshapen key counts as missing too
+    misshapen = {key.partition(" ")[0] for key in problems["mismatched"]}
+    problems["missing"] = [key for key in problems["missing"] if key not in misshapen]
+    shown = [
+        f"{len(keys)} {kind}: {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        for kind, keys in problems.items()
+        if keys
+    ]
+    names = ", ".join(file.name for file in files[:3]) + (", ..." if len(files) > 3 else "")
     if shown:
-        raise ValueError(f"the weights in {path} do not fit {model_class.__name__}: {'; '.join(shown)}")
+        raise ValueError(
+            f"the weights in {folder} ({names}) do not fit {type(model).__name__}: {'; '.join(shown)}. Take "
+            "config.json and weights of one and the same model"
+        )
+    check_finite(model.named_parameters(), f"{folder} ({names})")
     return model
 
 
+def _name_of(key: Any) -> str:
+    """A key of the loading report; a misshapen one comes with its two shapes."""
+    return f"{key[0]} {tuple(key[1])} for {tuple(key[2])}" if isinstance(key, tuple) else str(key)
+
+
+# ------------------------------------------------------------------------------------------- words and pixels
+
+
+def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint. Where its files name a class of their own, the plain class that reads those files.
+
+    Raises:
+        ValueError: no tokenizer there, or one that cannot be read.
+    """
+    folder = find_folder(path, weights=False)
+    record = folder / "tokenizer_config.json"
+    settings = read_json(record) if record.is_file() else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{record}: must be a JSON object, found a {type(settings).__name__}")
+    names = [name for name, _ in PLAIN_TOKENIZERS if (folder / name).is_file()]
+    known_files = [*names, *(file.name for file in (*folder.glob("*.model"), *folder.glob("vocab.json")))]
+    if not known_files:
+        raise ValueError(
+            f"{folder}: no tokenizer lies in it (tokenizer.json, vocab.txt or tokenizer.model); copy the files of the "
+            "published model there"
+        )
+    with clear_errors(folder, f"tokenizer ({', '.join(dict.fromkeys(known_files))})"):
+        plain = _plain_tokenizer(folder, settings)
+        if plain is None:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        logger.warning(
+            "%s names a tokenizer of its own (%s), whose code is not run; %s reads %s in its place",
+            record,
+            settings.get("tokenizer_class") or "auto_map",
+            plain.__name__,
+            names[0],
+        )
+        return plain.from_pretrained(folder, trust_remote_code=False)
+
+
+def _plain_tokenizer(folder: Path, settings: dict[str, Any]) -> type[PreTrainedTokenizerBase] | None:
+    """The plain class to read a tokenizer with that names a class that transformers does not have; else None."""
+    declared = settings.get("tokenizer_class")
+    names = () if not isinstance(declared, str) else (declared, declared.removesuffix("Fast"), f"{declared}Fast")
+    is_known = declared is None or any(tokenizer_class_from_name(name) is not None for name in names)
+    if "auto_map" not in settings and is_known:
+        return None
+    if "auto_map" in settings and declared is not None and is_known:
+        return next(found for name in names if (found := tokenizer_class_from_name(name)) is not None)
+    for name, tokenizer_class in PLAIN_TOKENIZERS:
+        if (folder / name).is_file():
+            has_special = (
+                any(key.endswith("_token") for key in settings) or (folder / "special_tokens_map.json").is_file()
+            )
+            if tokenizer_class is PreTrainedTokenizerFast and not has_special and (folder / "vocab.txt").is_file():
+                continue  # a file without special tokens: BERT's are known
+            return tokenizer_class
+    return None
+
+
+def has_image_processor(path: str | Path) -> bool:
+    """Whether a checkpoint says how its pixels are prepared."""
+    folder = find_folder(path, weights=False)
+    return any(
+        (folder / name).is_file() and "image_mean" in (folder / name).read_text(encoding="utf-8", errors="replace")
+        for name in IMAGE_FILES
+    )
+
+
 def load_image_processor(path: str | Path, image_size: int | None = None) -> BaseImageProcessor:
-    """The image processor of a checkpoint on the PIL backend, whatever is installed; `image_size` makes it square."""
-    processor = AutoImageProcessor.from_pretrained(path, backend="pil")
+    """The image processor of a checkpoint on the PIL backend, whatever is installed; `image_size` makes it square.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    folder = find_folder(path, weights=False)
+    with clear_errors(folder, "image processor"):
+        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
         if getattr(processor, "do_center_crop", False):
@@ -72,6 +369,15 @@ def load_image_processor(path: str | Path, image_size: int | None = None) -> Bas
     return processor
 
 
-def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint."""
-    return AutoTokenizer.from_pretrained(path)
+def load_processor(path: str | Path, processor_class: type[ProcessorMixin] | Any = AutoProcessor) -> Any:
+    """The processor of a checkpoint (pixels and words), its image side on the PIL backend.
+
+    Raises:
+        ValueError: there is none, or it cannot be used.
+    """
+    folder = find_folder(path, weights=False)
+    for name in ("tokenizer_config.json", *IMAGE_FILES):
+        if (folder / name).is_file():
+            read_json(folder / name)
+    with clear_errors(folder, "processor"):
+        return processor_class.from_pretrained(folder, backend="pil", trust_remote_code=False)

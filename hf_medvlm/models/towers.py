@@ -11,9 +11,13 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import MODEL_MAPPING, AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 
+from hf_medvlm.models.loading import load_config, load_strictly
 from hf_medvlm.models.packed_texts import read_packed
+
+# What a published file has beside the tower: heads of its pretraining. They may be left over; nothing else may.
+HEADS = ("*cls.*", "*classifier.*", "*pooler.*", "*lm_head.*", "*mask_token", "*lm_predictions.*", "*lm_head_bias")
 
 # ------------------------------------------------------------------------------------------- freezing
 
@@ -67,13 +71,12 @@ def load_tower(name: str, side: str) -> PreTrainedModel:
     """A pretrained backbone from a Hub id or folder; of a two-tower checkpoint (CLIP) the `side` "vision" or "text".
 
     Raises:
-        OSError: as `AutoModel.from_pretrained`, there is no such checkpoint.
+        ValueError: there is no such checkpoint, or its weights do not fit.
     """
-    config = AutoConfig.from_pretrained(name)
+    config = load_config(name)
+    tower = load_strictly(_tower_class(config), name, ignorable=HEADS, **_without_pooler(config))
     if hasattr(config, f"{side}_config"):
-        tower = getattr(AutoModel.from_pretrained(name), f"{side}_model")
-    else:
-        tower = AutoModel.from_pretrained(name, **_without_pooler(config))
+        tower = getattr(tower, f"{side}_model")
     freeze(tower, frozen=False)
     return tower
 

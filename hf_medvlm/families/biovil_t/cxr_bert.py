@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM
 
-from hf_medvlm.models.convert.checkpoint import load_strict, read_state_dict
+from hf_medvlm.models.convert.checkpoint import load_weights, read_state_dict
+from hf_medvlm.models.loading import read_config
 from hf_medvlm.models.outputs import CXRBertOutput
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -101,13 +102,13 @@ class CXRBertModel(BertForMaskedLM):
         if config is None:
             if not (path.parent / "config.json").is_file():
                 raise ValueError(f"{path}: there is no config.json beside it; put it there or pass `config`")
-            config = CXRBertConfig.from_pretrained(path.parent)
+            config = CXRBertConfig.from_dict(read_config(path.parent))
         model = cls(config)
         state_dict = read_state_dict(path)
         for target, source in cls._tied_weights_keys.items():  # a file in safetensors leaves tied tensors out
             if source in state_dict:
                 state_dict.setdefault(target, state_dict[source])
-        load_strict(model, state_dict, ignorable=["bert.embeddings.position_ids"], what=f"CXR-BERT in {path}")
+        load_weights(model, state_dict, ignorable=["bert.embeddings.position_ids"], what=f"CXR-BERT in {path}")
         return model.eval()
 
 

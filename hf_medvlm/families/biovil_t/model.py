@@ -41,7 +41,7 @@ from hf_medvlm.families.biovil_t.temporal import TemporalPooler
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.losses import duplicate_targets, gloria_local, info_nce, patch_evidence
 from hf_medvlm.models.contrast import check_contrast, gather_rows
-from hf_medvlm.models.convert.checkpoint import load_strict
+from hf_medvlm.models.convert.checkpoint import load_weights
 from hf_medvlm.models.norms import ChannelNorm, replace_batch_norms
 from hf_medvlm.models.outputs import BioViLTImageFeatures, BioViLTOutput
 from hf_medvlm.models.positions import detr_positions
@@ -397,7 +397,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
             config.text_config = text_model.config
             state_dict |= {f"text_model.{key}": value for key, value in text_model.state_dict().items()}
         model = cls(config)
-        load_strict(model, state_dict, ignorable=OURS_ALONE, what=f"the image model in {path}")
+        load_weights(model, state_dict, ignorable=OURS_ALONE, what=f"the image model in {path}")
         return model.eval()
 
 

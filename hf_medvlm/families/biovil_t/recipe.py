@@ -8,8 +8,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
@@ -20,7 +18,7 @@ from hf_medvlm.families.biovil_t.features import FeatureOptions
 from hf_medvlm.families.biovil_t.model import BioViLTModel
 from hf_medvlm.families.biovil_t.processor import BioViLTImageProcessor, BioViLTProcessor
 from hf_medvlm.labels import CHEXPERT_14
-from hf_medvlm.models.loading import check_family, load_strictly
+from hf_medvlm.models.loading import check_family, load_processor, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option, split_names
@@ -145,9 +143,9 @@ def load_biovil_t(
             )
         crop = 448 if model.config.temporal else 480
         processor = BioViLTImageProcessor(crop_size=options.image_size or crop)
-        return model, BioViLTProcessor(processor, AutoTokenizer.from_pretrained(path))
+        return model, BioViLTProcessor(processor, load_tokenizer(path))
     check_family(path, BioViLTModel)
-    processor = BioViLTProcessor.from_pretrained(path)
+    processor = load_processor(path, BioViLTProcessor)
     if options.image_size:
         processor.image_processor.crop_size = options.image_size
     return load_strictly(BioViLTModel, path, **changes), processor

@@ -6,14 +6,12 @@ Original names: `model.{embed_tokens,layers,norm}` and `lm_head` (the language m
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     CLIPVisionConfig,
     LlamaConfig,
     LlavaForConditionalGeneration,
@@ -22,7 +20,8 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from hf_medvlm.models.convert.checkpoint import load_strict, read_state_dict
+from hf_medvlm.models.convert.checkpoint import load_weights, read_state_dict
+from hf_medvlm.models.loading import load_config, load_strictly, read_config, weight_files
 
 LANGUAGE_MODELS = {"llava": LlamaConfig, "llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
 IGNORABLE = ("*.rotary_emb.inv_freq", "*.position_ids")
@@ -55,11 +54,7 @@ def load_published(
     if "vision_config" in record and "mm_vision_tower" not in record and "mm_projector_type" not in record:
         settings = {key: value for key, value in record.items() if key not in ("model_type", "architectures", "dtype")}
         config = config or cls.config_class.from_dict(settings)
-        model, found = cls.from_pretrained(folder, config=config, dtype=dtype, output_loading_info=True)
-        wrong = {kind: sorted(map(str, keys)) for kind, keys in found.items() if keys}
-        if wrong:
-            raise ValueError(f"{folder} does not fit {cls.__name__}: {json.dumps(wrong):.600}")
-        return model
+        return load_strictly(cls, folder, config=config, dtype=dtype)
     weights = read_weights(folder)
     tower = find_vision_tower(folder, record, vision_tower)
     if not any(key.startswith(VISION) for key in weights):
@@ -67,26 +62,8 @@ def load_published(
     config = config or original_config(cls.config_class, record, weights, tower)
     with no_init_weights():
         model = cls._from_config(config, dtype=dtype)
-    load_strict(model, {rename(key): value for key, value in weights.items()}, ignorable=IGNORABLE, what=str(folder))
+    load_weights(model, {rename(key): value for key, value in weights.items()}, ignorable=IGNORABLE, what=str(folder))
     return model.eval()
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """`config.json` of a checkpoint folder.
-
-    Raises:
-        ValueError: there is none, or it is no JSON object.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{folder}: no config.json in it; name the folder of a LLaVA checkpoint")
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path}: a config is a JSON object, found a {type(record).__name__}")
-    return record
 
 
 def original_config(
@@ -121,10 +98,16 @@ def original_config(
     )
 
 
+def _vision_settings(tower: Path) -> dict[str, Any]:
+    """The vision half of a CLIP folder's config.json."""
+    record = read_config(tower)
+    return record.get("vision_config", record)
+
+
 def vision_config(tower: Path | None, weights: dict[str, Tensor]) -> CLIPVisionConfig:
     """The tower's config from its folder; without one, from the shapes of its weights (heads of 64, as CLIP's)."""
     if tower is not None:
-        return CLIPVisionConfig.from_pretrained(tower)
+        return CLIPVisionConfig.from_dict(_vision_settings(tower))
     own = {key.removeprefix(VISION): value for key, value in weights.items() if key.startswith(VISION)}
     patch, positions = own["embeddings.patch_embedding.weight"], own["embeddings.position_embedding.weight"]
     return CLIPVisionConfig(
@@ -154,11 +137,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: no weight files.
     """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    if not files:
-        raise ValueError(f"{folder}: neither *.safetensors nor pytorch_model*.bin in it")
     weights = {}
-    for file in [*files, *folder.glob("mm_projector.bin")]:
+    for file in [*weight_files(folder), *folder.glob("mm_projector.bin")]:
         weights |= read_state_dict(file)
     return weights
 
@@ -194,19 +174,6 @@ def to_published(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
     }
 
 
-def find_folder(name: str | Path) -> Path:
-    """A checkpoint's folder; a name that is no folder here is taken for a Hub id and fetched."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(name)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ValueError(f"{name} is no folder here and cannot be read from the Hub: {error}") from error
-
-
 def is_llava(folder: Path) -> bool:
     """Whether a folder holds a LLaVA of any layout, and not a bare language model."""
     record = read_config(folder)
@@ -225,7 +192,7 @@ def assemble(
     Raises:
         ValueError: weights that do not fit, or a folder that holds none.
     """
-    text = AutoConfig.from_pretrained(language_model)
+    text = load_config(language_model)
     config = cls.config_class(
         text_config=text,
         vision_config=vision_config(vision_tower, {}),
@@ -238,7 +205,7 @@ def assemble(
     weights = read_weights(language_model) | read_vision_tower(vision_tower, vision_tower)
     named = {rename(key): value for key, value in weights.items()} | _new_projector(config)
     tied = ["lm_head.weight"] * text.tie_word_embeddings
-    load_strict(model, named, ignorable=(*IGNORABLE, *tied), what=f"{language_model} with {vision_tower}")
+    load_weights(model, named, ignorable=(*IGNORABLE, *tied), what=f"{language_model} with {vision_tower}")
     return model.eval()
 
 
@@ -264,4 +231,4 @@ def load_projector(model: LlavaForConditionalGeneration, path: str | Path) -> No
     }
     prefix = "model.multi_modal_projector."
     projector = {key.removeprefix(prefix): value for key, value in weights.items()}
-    load_strict(model.model.multi_modal_projector, projector, what=str(path))
+    load_weights(model.model.multi_modal_projector, projector, what=str(path))

@@ -32,11 +32,11 @@ from hf_medvlm.families.chat.arguments import ChatDataArguments, ChatModelArgume
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
 from hf_medvlm.families.chat.model import LlavaReporter
-from hf_medvlm.families.chat.published import assemble, find_folder, is_llava, load_projector
+from hf_medvlm.families.chat.published import assemble, is_llava, load_projector
 from hf_medvlm.families.chat.sampling import ModalityLengthSampler
 from hf_medvlm.families.chat.templates import SYSTEM
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
-from hf_medvlm.models.loading import load_tokenizer
+from hf_medvlm.models.loading import find_folder, load_tokenizer
 from hf_medvlm.training.arguments import DataArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.lora import add_lora, quantise

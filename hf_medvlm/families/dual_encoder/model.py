@@ -32,7 +32,7 @@ from transformers import initialization as init
 from hf_medvlm import losses
 from hf_medvlm.families.dual_encoder.published import IGNORABLE, read_published
 from hf_medvlm.models.contrast import check_contrast, gather_rows
-from hf_medvlm.models.convert.checkpoint import load_strict
+from hf_medvlm.models.convert.checkpoint import load_weights
 from hf_medvlm.models.heads import projection
 from hf_medvlm.models.outputs import DualEncoderOutput
 from hf_medvlm.models.positions import mae_positions
@@ -195,7 +195,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         """
         published, state_dict = read_published(path)
         model = cls(config or cls.config_class(**(published | options)))
-        load_strict(model, state_dict, ignorable=(*IGNORABLE, *cls.ours_alone), what=str(path))
+        load_weights(model, state_dict, ignorable=(*IGNORABLE, *cls.ours_alone), what=str(path))
         return model
 
     ours_alone: tuple[str, ...] = ("logit_bias",)  # no published file has these

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from transformers import (
     AutoProcessor,
-    AutoTokenizer,
     CLIPImageProcessorPil,
     PreTrainedTokenizerBase,
     VisionTextDualEncoderProcessor,
@@ -18,6 +17,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_medvlm.families.dual_encoder.model import DualEncoderConfig
 from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
+from hf_medvlm.models.loading import load_tokenizer
 
 
 class OpenClipImageProcessor(CLIPImageProcessorPil):
@@ -52,10 +52,7 @@ def published_processor(folder: str | Path) -> VisionTextDualEncoderProcessor:
     folder = Path(folder)
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     model, pixels = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{folder}: no tokenizer lies beside the weights (tokenizer.json or vocab.txt)") from error
+    tokenizer = load_tokenizer(folder)
     tokenizer.model_max_length = model.get("text_cfg", {}).get("context_length", 256)
     processor = build_processor(tokenizer, model.get("vision_cfg", {}).get("image_size", 224))
     processor.image_processor.image_mean = pixels.get("mean", processor.image_processor.image_mean)

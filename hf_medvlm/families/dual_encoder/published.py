@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, BertConfig, PreTrainedConfig, PreTrainedModel, ViTConfig
+from transformers import BertConfig, PreTrainedConfig, PreTrainedModel, ViTConfig
 
 from hf_medvlm.models.convert.checkpoint import describe_checkpoint, read_state_dict
+from hf_medvlm.models.loading import load_config
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -106,7 +107,7 @@ def _text_config(text: dict[str, Any], published: dict[str, Tensor], folder: Pat
     """The BERT's config: that of the local folder it names, or of the weights' shapes. Nothing is fetched."""
     for local in (folder / text.get("hf_model_name", ""), Path(text.get("hf_model_name", ""))):
         if (local / "config.json").is_file():
-            config = AutoConfig.from_pretrained(local)
+            config = load_config(local)
             if config.model_type == "bert":
                 return config
     embeddings = "text.transformer.embeddings."

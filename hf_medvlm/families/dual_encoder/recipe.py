@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from transformers import AutoProcessor, ProcessorMixin
+from transformers import ProcessorMixin
 
 from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.data.fields import ALL_TEXT
@@ -17,7 +17,14 @@ from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
 from hf_medvlm.families.dual_encoder.model import DualEncoderModel
 from hf_medvlm.families.dual_encoder.processor import build_processor, published_processor
 from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
-from hf_medvlm.models.loading import check_family, load_strictly, load_tokenizer
+from hf_medvlm.models.loading import (
+    check_family,
+    find_folder,
+    load_processor,
+    load_strictly,
+    load_tokenizer,
+    model_type_of,
+)
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
@@ -88,7 +95,7 @@ def load_dual_encoder(
         model = model_class.from_vision_text_pretrained(vision.strip(), text.strip(), **config)
         size = options.image_size or getattr(model.config.vision_config, "image_size", None) or 224
         return model, build_processor(load_tokenizer(text.strip()), size)
-    folder = local_folder(path)
+    folder = find_folder(path)
     if (folder / CONFIG_FILE).is_file():
         return model_class.from_published(folder, **config), published_processor(folder)
     check_family(folder, model_class, (DualEncoderModel.config_class.model_type,))
@@ -96,21 +103,12 @@ def load_dual_encoder(
         model = load_strictly(model_class, folder, **config)
     else:
         model = model_class.from_dual_encoder(load_strictly(DualEncoderModel, folder), **config)
-    return model, AutoProcessor.from_pretrained(folder)
+    return model, load_processor(folder)
 
 
 def check_is(folder: Path, model_class: type[DualEncoderModel]) -> bool:
     """Whether the folder's checkpoint is of this very class, not of the plain dual encoder that it is built on."""
-    return model_class.config_class.get_config_dict(folder)[0]["model_type"] == model_class.config_class.model_type
-
-
-def local_folder(path: str) -> Path:
-    """The folder itself, or that of a Hub repository's files once they are fetched."""
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(snapshot_download(path, allow_patterns=["*.json", "*.txt", "*.safetensors", "*.bin"]))
+    return model_type_of(folder) == model_class.config_class.model_type
 
 
 def dual_encoder_trainer(

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from hf_medvlm.labels import MEDKLIP_POSITIONS, POSITION_PROMPT
+from hf_medvlm.models.loading import load_tokenizer
+from hf_medvlm.models.towers import load_tower
 
 DESCRIPTIONS: Mapping[str, str] = {
     "normal": "Normal: nothing abnormal is seen, and size and shape are as expected.",
@@ -153,15 +155,11 @@ def bert_embeddings(texts: Sequence[str], model_name_or_path: str, max_length: i
         max_length: tokens; longer texts are cut. MedKLIP trains with 128.
 
     Raises:
-        ValueError: there is no text.
-        OSError: there is no such model.
+        ValueError: there is no text, or no such model.
     """
-    from transformers import AutoModel, AutoTokenizer
-
     if not texts:
         raise ValueError("there is no text to embed; give at least one description")
-    tokenizer = AutoTokenizer.from_pretrained(model_name_or_path)
-    model = AutoModel.from_pretrained(model_name_or_path).eval()
+    tokenizer, model = load_tokenizer(model_name_or_path), load_tower(model_name_or_path, "text").eval()
     states = []
     for start in range(0, len(texts), batch):
         tokens = tokenizer(

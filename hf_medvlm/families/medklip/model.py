@@ -23,7 +23,7 @@ from transformers import initialization as init
 
 from hf_medvlm.families.medklip.decoder import EntityDecoder
 from hf_medvlm.families.medklip.published import from_published, published_sizes, read_published
-from hf_medvlm.models.convert.checkpoint import load_strict
+from hf_medvlm.models.convert.checkpoint import load_weights
 from hf_medvlm.models.norms import replace_batch_norms
 from hf_medvlm.models.outputs import MedKlipOutput
 from hf_medvlm.models.positions import detr_positions
@@ -396,7 +396,7 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         config = config or MedKlipConfig(**published_sizes(state_dict) | changes)
         model = cls(config)
         ignorable = (*BUFFERS, "semantic_projection.*")
-        load_strict(model, from_published(state_dict, config), ignorable=ignorable, what=f"the MedKLIP in {path}")
+        load_weights(model, from_published(state_dict, config), ignorable=ignorable, what=f"the MedKLIP in {path}")
         return model.eval()
 
 

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModel
 from hf_medvlm import losses
 from hf_medvlm.families.dual_encoder.model import DualEncoderModel
 from hf_medvlm.families.patch_ib.config import PatchIBConfig
-from hf_medvlm.models.convert.checkpoint import load_strict
+from hf_medvlm.models.convert.checkpoint import load_weights
 from hf_medvlm.models.heads import CrossAttention, MaskHead, gumbel_mask, projection, threshold_mask, top_k_mask
 from hf_medvlm.models.towers import hidden_size, patch_grid, read, see
 
@@ -68,7 +68,7 @@ class PatchIBModel(DualEncoderModel):
         for name in ("model_type", "architectures", "transformers_version", "dtype"):
             config.pop(name, None)
         bottleneck = cls(PatchIBConfig(**(config | options)))
-        load_strict(bottleneck, model.state_dict(), ignorable=cls.ours_alone, what="the dual encoder")
+        load_weights(bottleneck, model.state_dict(), ignorable=cls.ours_alone, what="the dual encoder")
         return bottleneck
 
     def set_step(self, step: int) -> None:

@@ -5,14 +5,17 @@ Of the families it knows only the keys that tell them apart; renaming keys is th
 
 from __future__ import annotations
 
+import json
 import pickle
+import struct
+import zipfile
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -49,6 +52,87 @@ def describe_checkpoint(keys: Iterable[str]) -> str:
     return f"an unknown checkpoint ({len(keys)} keys: {', '.join(keys[:3])}, ...)" if keys else "an empty checkpoint"
 
 
+def read_json(path: str | Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ValueError: it cannot be read, or is no JSON; names the line where that is known.
+    """
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
+    except (UnicodeDecodeError, RecursionError, OSError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        raise ValueError(f"{path}: cannot be read as JSON ({reason})") from error
+
+
+AGAIN = "fetch the file again"
+
+
+def check_weight_file(path: str | Path) -> None:
+    """Raise `ValueError` where a weight file is missing, cut short, or something else than weights."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file{'; this is a folder' if path.is_dir() else ''}")
+    size = path.stat().st_size
+    with path.open("rb") as handle:
+        head = handle.read(512)
+    if not head:
+        raise ValueError(f"{path}: the file is empty; {AGAIN}")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path}: a git-LFS pointer, not the weights themselves; run `git lfs pull`, or {AGAIN}")
+    if head.lstrip()[:15].lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise ValueError(f"{path}: a web page, not weights (a login or error page was saved in their place); {AGAIN}")
+    if path.suffix == ".safetensors":
+        _safetensors_header(path, size)
+
+
+def _safetensors_header(path: Path, size: int) -> dict[str, Any]:
+    """The header of a safetensors file, once it is checked that the file is as long as it says."""
+    with path.open("rb") as handle:
+        first = handle.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else -1
+        if not 2 <= length <= size - 8:
+            raise ValueError(f"{path}: cannot be read, cut short or not a safetensors file; {AGAIN}")
+        try:
+            header = json.loads(handle.read(length))
+            ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
+            needed = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{path}: cannot be read, its header is no safetensors header; {AGAIN}") from error
+    if size != needed:
+        raise ValueError(f"{path}: cannot be read, {size:,} bytes instead of the {needed:,} that it needs; {AGAIN}")
+    return header
+
+
+def count_tensors(path: Path) -> int:
+    """How many tensors a checked weight file may hold: exact for safetensors, an upper bound for pickles."""
+    if path.suffix == ".safetensors":
+        return len(_safetensors_header(path, path.stat().st_size))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return len(archive.namelist())
+    except zipfile.BadZipFile:  # the format of before torch 1.6
+        return path.stat().st_size
+
+
+def check_finite(named: Iterable[tuple[str, Tensor]], what: str | Path) -> None:
+    """Raise `ValueError` where a weight is NaN or infinite: nothing could be learnt from it, or said with it."""
+    broken = []
+    for key, value in named:
+        value = getattr(value, "ds_tensor", value)  # under ZeRO-3 this process's share
+        if value.device.type != "meta" and value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            broken.append(key)
+    if broken:
+        more = ", ..." if len(broken) > SHOWN else ""
+        raise ValueError(
+            f"{what}: NaN or infinite weights in {len(broken)} keys ({', '.join(broken[:SHOWN])}{more}); the training "
+            "that wrote them had diverged. Take an earlier checkpoint"
+        )
+
+
 def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of one file on the CPU, out of a training script's wrapper and without DataParallel's `module.`.
 
@@ -59,28 +143,30 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         ValueError: no such file, an unknown ending, a file that cannot be read or wants code run, no tensors in it.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file{'; this is a folder' if path.is_dir() else ''}")
+    if path.is_file() and path.suffix not in (".safetensors", *PICKLED):
+        raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r}")
+    check_weight_file(path)
     try:
         if path.suffix == ".safetensors":
             loaded = load_file(path)
-        elif path.suffix in PICKLED:
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r}")
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise ValueError(
             f"{path}: not a plain file of tensors, and the code in its pickle is not run ({reason}). Take a checkpoint "
             "you trust, load it where it was made and save its state_dict() as .safetensors"
         ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(f"{path}: cannot be read, cut short or not a checkpoint ({error})") from error
+    except Exception as error:  # a pickle of random bytes can fail in any way
+        reason = (str(error).splitlines() or [""])[0]
+        raise ValueError(
+            f"{path}: cannot be read, cut short or not a checkpoint ({type(error).__name__}: {reason}); {AGAIN}"
+        ) from error
     for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
     named = loaded if isinstance(loaded, Mapping) else {}
-    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    tensors = {key: value for key, value in named.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: holds no tensors by name (found {type(loaded).__name__}); a state dict is needed")
     if all(key.startswith("module.") for key in tensors):
@@ -88,7 +174,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return tensors
 
 
-def load_strict(
+def load_weights(
     model: nn.Module, state_dict: Mapping[str, Tensor], *, ignorable: Iterable[str] = (), what: str = "checkpoint"
 ) -> None:
     """Copy `state_dict` into `model` in place, under ZeRO-3 too; every key must fit but those that `ignorable` allows.
@@ -98,7 +184,7 @@ def load_strict(
         what: what is being loaded, for the error.
 
     Raises:
-        ValueError: missing, unexpected or mis-shaped keys, listed, with what family the keys look like.
+        ValueError: missing, unexpected, mis-shaped or undefined (NaN) keys, listed, and what they look like.
     """
     ignorable = tuple(ignorable)
     own = model.state_dict(keep_vars=True)
@@ -119,14 +205,15 @@ def load_strict(
     }
     if any(problems.values()):
         lines = [
-            f"  {len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
+            f"{len(keys)} {kind}: {', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}"
             for kind, keys in problems.items()
             if keys
         ]
         raise ValueError(
-            f"{what} does not fit {type(model).__name__}; its keys look like {describe_checkpoint(state_dict)}.\n"
-            + "\n".join(lines)
+            f"{what} does not fit {type(model).__name__}; its keys look like {describe_checkpoint(state_dict)}: "
+            + "; ".join(lines)
         )
+    check_finite(state_dict.items(), what)
     with torch.no_grad():
         for key, value in state_dict.items():
             if key in own:

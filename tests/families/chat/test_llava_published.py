@@ -212,7 +212,7 @@ def test_missing_unexpected_and_broken_files_are_refused(tmp_path):
         LlavaReporter.from_published(tmp_path)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "config.json").write_text(json.dumps(ORIGINAL))
-    with pytest.raises(ValueError, match="neither"):
+    with pytest.raises(ValueError, match="no weights in it"):
         LlavaReporter.from_published(tmp_path / "d")
 
 

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hf_medvlm.models.convert.checkpoint import describe_checkpoint, load_strict, read_state_dict
+from hf_medvlm.models.convert.checkpoint import describe_checkpoint, load_weights, read_state_dict
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_a_missing_file_or_one_without_tensors_is_named(tmp_path):
 def test_strict_loading_copies_and_ignores_only_what_is_allowed(linear):
     state = {"weight": torch.ones(2, 3), "bias": torch.zeros(2), "old.position_ids": torch.arange(3)}
     with pytest.raises(ValueError, match="1 unexpected: old.position_ids"):
-        load_strict(linear, state)
-    load_strict(linear, state, ignorable=("*.position_ids",))
+        load_weights(linear, state)
+    load_weights(linear, state, ignorable=("*.position_ids",))
     assert torch.equal(linear.weight, torch.ones(2, 3)) and linear.weight.requires_grad
 
 
@@ -76,7 +76,7 @@ def test_strict_loading_lists_all_that_does_not_fit(linear):
         "disease_embedding_layer.bias": torch.ones(1),
     }
     with pytest.raises(ValueError, match="MedKLIP checkpoint") as error:
-        load_strict(linear, state, what="x.pt")
+        load_weights(linear, state, what="x.pt")
     for part in ("1 missing: bias", "2 unexpected: res_features.0.weight", r"weight (3, 3) for (2, 3)", "x.pt"):
         assert part in str(error.value)
     assert torch.equal(linear.weight, before)
