@@ -28,7 +28,7 @@ QUICK = [*SMALL, "--max_steps", "4", "--max_length", "16", "--dataloader_num_wor
 
 
 def command(recipe: str, *options: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
-    return [*launcher, str(Path(__file__).parents[2] / "recipes" / f"{recipe}.py"), *options]
+    return [*launcher, str(Path(__file__).parents[3] / "recipes" / f"{recipe}.py"), *options]
 
 
 def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -107,7 +107,7 @@ def test_two_processes_follow_the_curve_of_one(recipe, launcher, cache, tmp_path
     code, _, err = recipe("finetune_blip", *options, "alone")
     assert code == 0, err
     half = ["together", "--per_device_train_batch_size", "4"]
-    zero3 = str(Path(__file__).parents[2] / "ds_configs" / "zero3.json")
+    zero3 = str(Path(__file__).parents[3] / "ds_configs" / "zero3.json")
     bin_folder = Path(sys.executable).parent
     if launcher == "torchrun":
         launch: tuple[str, ...] = (str(bin_folder / "torchrun"), "--standalone", "--nproc_per_node", "2")

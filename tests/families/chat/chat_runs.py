@@ -12,7 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "llava_mimic.py"
+RECIPE = Path(__file__).parents[3] / "recipes" / "llava_mimic.py"
 
 if __name__ == "__main__":
     main = runpy.run_path(str(RECIPE))["main"]

@@ -13,7 +13,7 @@ from hf_medvlm.families.patch_ib.recipe import PatchArguments
 from hf_medvlm.training.arguments import DataArguments, parse
 from hf_medvlm.training.contrastive import ContrastiveArguments
 
-RECIPES = Path(__file__).parents[2] / "recipes"
+RECIPES = Path(__file__).parents[3] / "recipes"
 QUICK = "--synthetic_studies 60 --synthetic_size 64 --max_steps 3 --per_device_train_batch_size 8 --image_size 32"
 
 
