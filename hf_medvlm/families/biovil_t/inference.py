@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.prompts import prompts_for
@@ -21,7 +20,7 @@ from hf_medvlm.families.biovil_t.phrase_grounding import similarity_map
 from hf_medvlm.families.biovil_t.processor import BioViLTImageProcessor, BioViLTProcessor
 from hf_medvlm.families.biovil_t.recipe import is_published
 from hf_medvlm.inference.predictor import Predictor
-from hf_medvlm.models.loading import load_strictly
+from hf_medvlm.models.loading import load_processor, load_strictly, load_tokenizer
 
 MODEL_TYPES = (BioViLTModel.config_class.model_type,)
 
@@ -38,10 +37,10 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
         images = BioViLTImageProcessor(crop_size=448 if model.config.temporal else 480)
         if model.config.text_config is None:
             raise ValueError(f"{folder} holds the image side alone; put CXR-BERT beside it and give the folder")
-        processor = BioViLTProcessor(images, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        processor = BioViLTProcessor(images, load_tokenizer(folder))
     else:
         model = load_strictly(BioViLTModel, folder, dtype=dtype)
-        processor = BioViLTProcessor.from_pretrained(folder)
+        processor = load_processor(folder, BioViLTProcessor)
     collator = PriorCollator(
         processor,
         folder,

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoProcessor
 
 from hf_medvlm.data.conversations import TURNS, ChatOptions, with_question
 from hf_medvlm.data.rows import Row
@@ -19,7 +18,7 @@ from hf_medvlm.families.chat.evaluation import ChatEvaluation
 from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.families.chat.tiny import make_processor
 from hf_medvlm.inference.predictor import Predictor
-from hf_medvlm.models.loading import load_image_processor, load_tokenizer
+from hf_medvlm.models.loading import load_processor, load_tokenizer
 
 MODEL_TYPES = ("llava", "medvlm_llava")
 
@@ -56,9 +55,7 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
 def load_chat_processor(folder: Path, model: LlavaReporter) -> Any:
     """The processor that lies beside the weights; LLaVA's usual one where only a tokenizer does."""
     if (folder / "processor_config.json").is_file():
-        saved = AutoProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
-        saved.image_processor = load_image_processor(folder)
-        return saved
+        return load_processor(folder)
     vision = model.config.vision_config
     return make_processor(load_tokenizer(folder), vision.image_size, vision.patch_size)
 

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoProcessor
 
 from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
@@ -18,7 +17,7 @@ from hf_medvlm.families.dual_encoder.processor import published_processor
 from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
 from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.labels import CHEXPERT_14
-from hf_medvlm.models.loading import load_strictly
+from hf_medvlm.models.loading import load_processor, load_strictly
 from hf_medvlm.models.towers import read, see
 
 MODEL_TYPES = (DualEncoderModel.config_class.model_type,)
@@ -35,7 +34,7 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
         model, processor = DualEncoderModel.from_published(folder).to(dtype), published_processor(folder)
     else:
         model = load_strictly(DualEncoderModel, folder, dtype=dtype)
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+        processor = load_processor(folder)
     collator = PairCollator(processor, folder, max_length=settings.get("max_length", PairCollator.max_length))
     evaluation = RetrievalEvaluation(collator, model, findings=tuple(settings.get("findings", CHEXPERT_14)))
     return PairPredictor(model, evaluation, folder)

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoProcessor
 
 from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.families.dual_encoder.inference import PairPredictor
@@ -16,7 +15,7 @@ from hf_medvlm.families.patch_ib.evaluation import PatchEvaluation
 from hf_medvlm.families.patch_ib.model import PatchIBModel
 from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.labels import CHEXPERT_14
-from hf_medvlm.models.loading import load_strictly
+from hf_medvlm.models.loading import load_processor, load_strictly
 
 MODEL_TYPES = (PatchIBModel.config_class.model_type,)
 
@@ -29,7 +28,7 @@ def takes(folder: Path, model_type: str | None) -> bool:
 def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
     """The bottleneck in `folder`."""
     model = load_strictly(PatchIBModel, folder, dtype=dtype)
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False)
+    processor = load_processor(folder)
     collator = PairCollator(processor, folder, max_length=settings.get("max_length", PairCollator.max_length))
     evaluation = PatchEvaluation(collator, model, findings=tuple(settings.get("findings", CHEXPERT_14)))
     return PatchPredictor(model, evaluation, folder)
