@@ -5,6 +5,7 @@ the same.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,8 +82,8 @@ class PairCollator:
         )
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
-    def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
-        rows = as_rows(rows)
+    def __call__(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
+        rows = as_rows(items)
         texts = [self._text(row) for row in rows]
         pairs = torch.tensor([pair_id(text) for text in texts])
         return self.images(rows) | self.tokenize(texts) | {"pair_ids": pairs}

@@ -45,7 +45,7 @@ class StudyRows(Sequence):
     def __len__(self) -> int:
         return len(self.table)
 
-    def __getitem__(self, index: int) -> Row:
+    def __getitem__(self, index: int) -> Row:  # type: ignore[override]  # no slices
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         return Row(from_row(self.table[index]), index % len(self), self.epoch)

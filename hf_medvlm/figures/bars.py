@@ -44,8 +44,10 @@ def draw_scores(run: Run, path: Path) -> bool:
         for baseline, marker, colour in zip(run.baselines, "Dsov^<>*", PALETTE[1:] + PALETTE, strict=False):
             points = [(baselines[n][baseline], i) for i, n in enumerate(names) if baseline in baselines[n]]
             if points:
-                style = {"marker": marker, "color": colour, "edgecolor": "white", "zorder": 3}
-                axes.scatter(*zip(*points, strict=True), s=34, label=plain(baseline.replace("_", " ")), **style)
+                scores, places = zip(*points, strict=True)
+                label = plain(baseline.replace("_", " "))
+                look: dict[str, Any] = {"marker": marker, "color": colour, "edgecolor": "white", "zorder": 3}
+                axes.scatter(scores, places, s=34, label=label, **look)
         axes.set(yticks=range(len(names)), yticklabels=[plain(n) for n in names], xlim=(0, 1), ylim=(-0.6, len(names)))
         axes.set(title=f"Scores on {run.split} and trivial baselines", xlabel="score (fraction); line: interval")
         axes.grid(axis="y", visible=False)

@@ -37,23 +37,23 @@ def draw_examples(run: Run, path: Path) -> bool:
     if not chosen:
         return False
     with sheet(path, len(chosen), 1, width=9.2, height=2.35 * len(chosen)) as panels:
-        for axes, (name, prediction, image) in zip(panels, chosen.values(), strict=True):
+        for axes, (name, shown, image) in zip(panels, chosen.values(), strict=True):
             axes.set_axis_off()
             picture = axes.inset_axes((0, 0, 0.25, 1))
             image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
             picture.imshow(image, vmin=0, vmax=255)
             picture.set_axis_off()
-            share = f"{_share(prediction):.0%} of the findings agree"
-            axes.set_title(f"{name}: study {plain(prediction.get('study_id', ''), 30)}, {share}", fontsize=9)
+            share = f"{_share(shown):.0%} of the findings agree"
+            axes.set_title(f"{name}: study {plain(shown.get('study_id', ''), 30)}, {share}", fontsize=9)
             for side, top, colour in (("reference", 0.98, MUTED), ("prediction", 0.48, PALETTE[0])):
                 axes.text(0.27, top, side, va="top", fontsize=7.5, color=colour, fontweight="bold")
-                axes.text(0.27, top - 0.08, _wrapped(prediction.get(side)), va="top", fontsize=7.5)
+                axes.text(0.27, top - 0.08, _wrapped(shown.get(side)), va="top", fontsize=7.5)
     return True
 
 
 def _share(prediction: Mapping[str, Any]) -> float:
-    sides = (prediction.get(f"findings_{side}") or {} for side in ("reference", "prediction"))
-    return agreement(compare(*sides)) or 0.0
+    reference, predicted = (prediction.get(f"findings_{side}") or {} for side in ("reference", "prediction"))
+    return agreement(compare(reference, predicted)) or 0.0
 
 
 def _wrapped(text: Any) -> str:

@@ -27,8 +27,10 @@ def relation(reference: int | None, prediction: int | None) -> str | None:
         return None if reference is None else "agree"
     if -1 in (reference, prediction):
         return "unsure"
-    if None in (reference, prediction):
-        return {1: "missed", 0: None}[reference] if prediction is None else {1: "added", 0: None}[prediction]
+    if prediction is None:
+        return "missed" if reference == 1 else None
+    if reference is None:
+        return "added" if prediction == 1 else None
     return "contradict"
 
 

@@ -84,7 +84,7 @@ def _json(value: Any) -> str:
 
 
 def _asset(name: str) -> str:
-    return files("hf_medvlm.figures").joinpath("report_assets", name).read_text(encoding="utf-8")
+    return (files("hf_medvlm.figures") / "report_assets" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:

@@ -115,7 +115,7 @@ def load_run(folder: str | Path) -> Run:
         facts=read_facts(results),
         n=results.get("n"),
         figures=results.get("figures") or {},
-        history=[entry for entry in state.get("log_history") or [] if isinstance(entry, Mapping)],
+        history=[dict(entry) for entry in state.get("log_history") or [] if isinstance(entry, Mapping)],
         predictions=predictions,
         info=info,
     )

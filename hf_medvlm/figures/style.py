@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_medvlm.data.files import atomic_open
 
@@ -63,7 +63,7 @@ def sheet(path: Path, rows: int = 1, columns: int = 1, width: float = 6.4, heigh
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    with rc_context(RC):
+    with rc_context(cast(Any, RC)):  # its stubs list every key
         figure: Figure = Figure(figsize=(width, height))
         canvas = FigureCanvasAgg(figure)
         yield list(figure.subplots(rows, columns, squeeze=False).flat)

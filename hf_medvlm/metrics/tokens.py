@@ -78,4 +78,6 @@ def clean(text: str, cleaning: str | None) -> str:
     """
     if cleaning not in CLEANINGS:
         raise ValueError(f"there is no cleaning {cleaning!r}; there are {', '.join(map(repr, CLEANINGS))}")
-    return {None: str, "coco": clean_coco, "r2gen": clean_r2gen}[cleaning](text)
+    if cleaning is None:
+        return text
+    return clean_coco(text) if cleaning == "coco" else clean_r2gen(text)

@@ -40,13 +40,13 @@ class CrossAttention(nn.Module):
         Args:
             keep: (B, P) bool, the keys that may be looked at; all, without it.
         """
-        split = [
+        query, key, value = (
             layer(rows).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for layer, rows in ((self.query, queries), (self.key, keys), (self.value, keys))
-        ]
+        )
         mask = None if keep is None else keep[:, None, None]
         dropout = self.dropout if self.training else 0.0
-        gathered = nn.functional.scaled_dot_product_attention(*split, attn_mask=mask, dropout_p=dropout)
+        gathered = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         return self.out(gathered.transpose(1, 2).flatten(2))
 
 

@@ -75,7 +75,7 @@ def _results(folder: Path) -> tuple[str, dict[str, Any]]:
 def _front_matter(info: dict[str, Any]) -> str:
     import yaml
 
-    data = {"library_name": "transformers", "language": "en"}
+    data: dict[str, Any] = {"library_name": "transformers", "language": "en"}
     data["tags"] = ["hf_medvlm", "medical", "radiology", "chest-x-ray"]
     if is_named_on_the_hub(str(info.get("dataset", ""))):
         data["datasets"] = [info["dataset"]]

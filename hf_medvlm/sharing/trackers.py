@@ -37,7 +37,7 @@ def send_figures(output_dir: str | Path, training: TrainingArguments) -> list[st
         "trackio": (_trackio, shareable),
     }
     sent = []
-    for tracker in training.report_to:
+    for tracker in training.report_to or ():
         if tracker in senders and senders[tracker][1]:
             send, pictures = senders[tracker]
             send(pictures, training)
@@ -50,7 +50,7 @@ def _tensorboard(pictures: list[Path], training: TrainingArguments) -> None:
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(Path(training.output_dir) / "runs" / "figures") as writer:
+    with SummaryWriter(Path(str(training.output_dir)) / "runs" / "figures") as writer:
         for path in pictures:
             writer.add_image(path.stem, np.asarray(Image.open(path).convert("RGB")), dataformats="HWC")
 

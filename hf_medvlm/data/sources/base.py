@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from hf_medvlm.data.fields import iso_date
 from hf_medvlm.data.files import GZIP_ERRORS, broken_gzip, open_text
@@ -161,7 +161,7 @@ def parse_date(text: str, time: str = "") -> str:
         raise EntryError("impossible date", str(error)) from error
 
 
-def parse_state(name: str, value: object) -> int | None:
+def parse_state(name: str, value: Any) -> int | None:
     """A CheXpert state from a cell: 1, 0, -1 (also "1.0", 1.0) or None where it is empty.
 
     Raises:

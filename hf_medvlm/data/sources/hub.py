@@ -70,14 +70,18 @@ def hub_rows(
             yield f"{path}[{name}]", number, own | row
 
 
-def _image_path(image: dict[str, Any], image_folder: str | Path | None, cache_folder: str | Path) -> str:
+def _image_path(image: dict[str, Any], image_folder: str | Path | None, cache_folder: str | Path | None) -> str:
     """The path under which the image is found later: relative to `image_folder`, or to `cache_folder` if exported."""
     path, content = image.get("path"), image.get("bytes")
     if content is None and path and image_folder and Path(path).is_relative_to(Path(image_folder).absolute()):
         return Path(path).relative_to(Path(image_folder).absolute()).as_posix()
     if content is None:
         content = Path(path).read_bytes() if path and Path(path).is_file() else b""
-    return export_image(content, cache_folder) if content else ""
+    if not content:
+        return ""
+    if cache_folder is None:
+        raise ValueError("the images lie inside the data set; name a cache folder to export them to")
+    return export_image(content, cache_folder)
 
 
 def export_image(content: bytes, folder: str | Path) -> str:

@@ -95,7 +95,8 @@ def _xml_files(folder: Path) -> list[Path]:
 def _read_xml(path: Path, pictures: str, views: Mapping[str, str | None]) -> Study:
     tree = ElementTree.parse(path).getroot()
     uid = tree.find("uId")
-    if uid is None or not uid.get("id"):
+    name = None if uid is None else uid.get("id")
+    if not name:
         raise EntryError("wrong layout", f"<{tree.tag}> has no <uId id=...>; Open-i's files have")
     texts = {text.get("Label", "").lower(): text.text or "" for text in tree.iter("AbstractText")}
     names = [image.get("id", "") for image in tree.iter("parentImage")]
@@ -103,7 +104,7 @@ def _read_xml(path: Path, pictures: str, views: Mapping[str, str | None]) -> Stu
     stated = _LICENCE.search(tree.findtext("licenseURL") or "")
     licence = f"CC {stated[1].upper()} {stated[2]}" if stated else LICENCE
     mesh = (term.text or "" for term in tree.iterfind("MeSH/major"))
-    return _study(uid.get("id"), images, texts, mesh, licence=licence)
+    return _study(name, images, texts, mesh, licence=licence)
 
 
 def _views(path: Path, corpus: Corpus) -> Iterator[tuple[str, str, str | None]]:
@@ -163,9 +164,9 @@ def _read_r2gen(root: Path) -> Corpus:
                     raise EntryError("duplicate row", f"entry {number} of {part!r}")
                 images = [StudyImage(parse_path(f"images/{image}")) for image in entry["image_path"]]
                 uid = _UID.match(name)
-                more = {"patient_id": uid[0] if uid else name, "split": R2GEN_SPLITS[split]}
                 study = _study(name, images, {"findings": entry["report"]}, ())
-                corpus.add(replace(study, **more), str(path), None)
+                study = replace(study, patient_id=uid[0] if uid else name, split=R2GEN_SPLITS[split])
+                corpus.add(study, str(path), None)
             except EntryError as error:
                 corpus.rejected.append(Rejected(str(path), None, name, error.reason, error.detail))
     return corpus

@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from hf_medvlm.language.sections import select_sections
 
@@ -90,7 +90,7 @@ def _read_members(path: Path, index: Index, study_ids: Iterable[str]) -> Iterato
     """
     with open(path, "rb", buffering=1 << 16) as handle:  # neighbours come out of one read
         for study_id in study_ids:
-            offset, size, crc, method = index[study_id]
+            offset, size, crc, method = cast("tuple[int, int, int, int]", index[study_id])
             handle.seek(offset)
             signature, name_length, extra_length = _LOCAL_HEADER.unpack(handle.read(_LOCAL_HEADER.size))
             packed = handle.read(name_length + extra_length + size)[name_length + extra_length :]
@@ -108,7 +108,7 @@ def _read_members(path: Path, index: Index, study_ids: Iterable[str]) -> Iterato
 def _read_files(_: Path, index: Index, study_ids: Iterable[str]) -> Iterator[tuple[str, bytes | str]]:
     for study_id in study_ids:
         try:
-            yield study_id, Path(index[study_id]).read_bytes()
+            yield study_id, Path(str(index[study_id])).read_bytes()
         except OSError as error:
             yield study_id, f"cannot be read: {error.strerror}"
 

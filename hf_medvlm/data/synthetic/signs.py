@@ -6,7 +6,7 @@ it, consolidation is dense with air bronchograms, edema spreads from both hila, 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,7 +43,7 @@ class Sign:
         return SIDES if self.side == "both" else (self.side,)
 
 
-def shape_chest(signs: list[Sign]) -> dict:
+def shape_chest(signs: Sequence[Sign]) -> dict:
     """What the signs change in the build of the chest, as keywords of `Chest`."""
     changes: dict = {"raised": {}}
     for sign in signs:

@@ -11,7 +11,7 @@ from transformers import ResNetConfig
 def resnet_modules(config: ResNetConfig) -> dict[str, str]:
     """torchvision's module name -> that of `ResNetModel`, for every convolution and batch norm; `fc` has no partner."""
     names = {"conv1": "embedder.embedder.convolution", "bn1": "embedder.embedder.normalization"}
-    for stage, depth in enumerate(config.depths):
+    for stage, depth in enumerate(config.depths or ()):
         for block in range(depth):
             theirs, ours = f"layer{stage + 1}.{block}", f"encoder.stages.{stage}.layers.{block}"
             names[f"{theirs}.downsample.0"] = f"{ours}.shortcut.convolution"
@@ -24,7 +24,8 @@ def resnet_modules(config: ResNetConfig) -> dict[str, str]:
 
 def resnet_config(state_dict: Mapping[str, Tensor], prefix: str = "") -> ResNetConfig:
     """Depths, widths and kind of block of the torchvision ResNet whose keys begin with `prefix`."""
-    depths, widths = [], []
+    depths: list[int] = []
+    widths: list[int] = []
     kind = "bottleneck" if f"{prefix}layer1.0.conv3.weight" in state_dict else "basic"
     while f"{prefix}layer{len(depths) + 1}.0.conv1.weight" in state_dict:
         layer, depth = f"{prefix}layer{len(depths) + 1}", 0
