@@ -1,0 +1,271 @@
+"""`load_processor`: any chat model's processor on the PIL backend, and what a run has to know of it.
+
+transformers' own `AutoProcessor` needs torchvision for many families: Qwen-VL, SmolVLM, LLaVA-OneVision and InternVL
+have a compulsory video processor, and the file of Pixtral's processor imports torchvision. Here the video part stays
+unbuilt, its settings are kept as they are and written back, so that `AutoProcessor` opens what is saved.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+from transformers import GenerationConfig, ProcessorMixin
+from transformers.models.auto.auto_factory import model_type_to_module_name
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING
+from transformers.utils.hub import cached_file
+
+from hf_medvlm.models.loading import load_image_processor, load_tokenizer
+
+VIDEO = "video_processor"
+CLASS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+DIRECTIVES = ("-d", "-m", "-I", "-H", *"aAbBcdfHIjmMpSuUVwWxXyYzZG")
+LOADED = datetime.now().replace(microsecond=0)  # the date of processors that say none
+
+PALIGEMMA = (
+    "PaliGemma has no chat template: it takes a prefix and a suffix, with attention both ways over the prefix. "
+    "Choose a chat model (MedGemma, Qwen-VL, SmolVLM, ...)"
+)
+
+
+class _OnPil(ProcessorMixin):
+    """What every loaded processor class inherits, between the family's class and `ProcessorMixin`.
+
+    Attributes:
+        video_settings: the folder's video settings, untouched, or None.
+        template_date: what templates that write a date take for today.
+        stop_token_ids: the stop ids of the folder's generation config.
+    """
+
+    video_settings: dict[str, Any] | None = None
+    template_date: datetime = LOADED
+    stop_token_ids: tuple[int, ...] = ()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.pop(VIDEO, None)
+        super().__init__(*args, **kwargs)
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in cls.parts_of_family() if name != VIDEO]
+
+    @classmethod
+    def parts_of_family(cls) -> list[str]:
+        """The parts of the family's own class, the video part among them."""
+        return super().get_attributes()
+
+    def to_dict(self) -> dict[str, Any]:
+        described = super().to_dict()
+        if self.video_settings is not None:
+            described[VIDEO] = self.video_settings
+        if writes_date(self.chat_template):
+            described["template_date"] = self.template_date.isoformat()
+        return described
+
+    def _process_videos(self, videos: Any, **kwargs: Any) -> Any:
+        raise ValueError("this processor reads images and text only; videos need torchvision and AutoProcessor")
+
+
+def load_processor(folder: str | Path) -> ProcessorMixin:
+    """The processor of a chat model, images on Pillow whatever is installed.
+
+    Args:
+        folder: a folder that `save_pretrained` wrote, or a Hub id.
+
+    Returns:
+        An instance of a subclass of the family's own class, of the same name. Its video part is not built; the video
+        settings of the folder are kept and saved again.
+
+    Raises:
+        ValueError: no processor of a chat model there, or one that cannot run without torchvision; the message says
+            which.
+    """
+    name = _class_name(folder)
+    if name == "PaliGemmaProcessor":
+        raise ValueError(f"{folder}: {PALIGEMMA}")
+    own_class = _processor_class(name, str(folder))
+    parts: dict[str, Any] = {}
+    described, _ = own_class.get_processor_dict(str(folder), trust_remote_code=False)
+    for part in own_class.get_attributes():
+        if part == "tokenizer":
+            parts[part] = _tokenizer(name, folder)
+        elif part == "image_processor":
+            parts[part] = _image_processor(name, folder)
+        elif part in MODALITY_TO_AUTOPROCESSOR_MAPPING:
+            auto = MODALITY_TO_AUTOPROCESSOR_MAPPING[part]
+            parts[part] = auto.from_pretrained(str(folder), trust_remote_code=False)
+        else:
+            raise ValueError(f"{folder}: {name} has a part {part!r} that is neither image processor nor tokenizer")
+    date = described.pop("template_date", None)
+    video = _video_settings(folder, described) if VIDEO in own_class.parts_of_family() else None
+    loaded = own_class.from_args_and_dict([], described, **parts)
+    if loaded.chat_template is None:
+        loaded.chat_template = loaded.tokenizer.chat_template
+    if loaded.tokenizer.pad_token is None:
+        loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
+    loaded.video_settings = video
+    loaded.template_date = datetime.fromisoformat(date) if date else datetime.now().replace(microsecond=0)
+    loaded.stop_token_ids = _stop_ids_of_folder(folder) or _ids(loaded.tokenizer.eos_token_id)
+    return loaded
+
+
+def stop_ids(processor: ProcessorMixin, config: GenerationConfig | None = None) -> tuple[int, ...]:
+    """The ids that end an answer, for generation, truncation, masks and the preflight alike.
+
+    They are those of the model's generation config. Without it, those of the folder that the processor came from, or
+    the tokenizer's end token.
+    """
+    if config is not None and config.eos_token_id is not None:
+        return _ids(config.eos_token_id)
+    kept = getattr(processor, "stop_token_ids", ())
+    return tuple(kept) or _ids(processor.tokenizer.eos_token_id)
+
+
+def _ids(value: int | list[int] | None) -> tuple[int, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+def writes_date(template: Any) -> bool:
+    """Whether a chat template writes the date of today."""
+    return "strftime_now" in str(template or "")
+
+
+def with_frozen_date(template: str, processor: ProcessorMixin) -> str:
+    """The template with `strftime_now` writing the processor's date, not today's: one date for a whole run.
+
+    transformers hands no function to a template, so the function becomes a macro that replaces each directive.
+    """
+    if not writes_date(template):
+        return template
+    date = getattr(processor, "template_date", LOADED)
+    filters = "".join(f" | replace('%{sign}', '{date.strftime(f'%{sign}')}')" for sign in DIRECTIVES)
+    newline = "\n" if template.startswith("\n") else ""  # jinja takes one away after a block
+    return f"{{% macro strftime_now(format) %}}{{{{ format{filters} }}}}{{% endmacro %}}{newline}{template}"
+
+
+# ------------------------------------------------------------------------------------------- files of a folder
+
+
+def _read(folder: str | Path, name: str) -> dict[str, Any]:
+    path = cached_file(
+        str(folder),
+        name,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if path is None:
+        return {}
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder}: {name} is not JSON at line {error.lineno}: {error.msg}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{folder}: {name} holds a {type(content).__name__}, not settings")
+    return dict(content)
+
+
+def _class_name(folder: str | Path) -> str:
+    for file in CLASS_FILES:
+        if name := _read(folder, file).get("processor_class"):
+            return str(name)
+    model_type = _read(folder, "config.json").get("model_type")
+    name = PROCESSOR_MAPPING_NAMES.get(str(model_type))
+    if name is None:
+        what = f"its model_type {model_type!r} has none" if model_type else "it has no config.json"
+        raise ValueError(f"{folder} names no processor class, and {what}; give the folder of a chat model")
+    return name
+
+
+def _video_settings(folder: str | Path, described: Mapping[str, Any]) -> dict[str, Any]:
+    """Where transformers looks for them, in its order; without any, `AutoVideoProcessor` takes the family's own."""
+    files = ("video_preprocessor_config.json", "preprocessor_config.json")
+    candidates = (described.get(VIDEO), *(_read(folder, file) for file in files))
+    return next((dict(settings) for settings in candidates if settings), {})
+
+
+def _stop_ids_of_folder(folder: str | Path) -> tuple[int, ...]:
+    config = _read(folder, "config.json")
+    for settings in (_read(folder, "generation_config.json"), config, config.get("text_config") or {}):
+        if ids := _ids(settings.get("eos_token_id")):
+            return ids
+    return ()
+
+
+def _tokenizer(name: str, folder: str | Path) -> Any:
+    if "Pixtral" not in name:
+        return load_tokenizer(folder)
+    from transformers import TokenizersBackend  # as ProcessorMixin: the folders of Pixtral name a class that misreads
+
+    return TokenizersBackend.from_pretrained(str(folder), trust_remote_code=False)
+
+
+def _image_processor(name: str, folder: str | Path) -> Any:
+    loaded = load_image_processor(folder)
+    if not any(base.__name__ == "PilBackend" for base in type(loaded).__mro__):
+        raise ValueError(f"{folder}: {name} reads images with torchvision only; transformers has no PIL version of it")
+    return loaded
+
+
+# ------------------------------------------------------------------------------------------- classes
+
+
+@lru_cache(maxsize=64)
+def _processor_class(name: str, folder: str) -> type[_OnPil]:
+    """The subclass, of the same name, of the processor class `name`."""
+    for model_type, named in PROCESSOR_MAPPING_NAMES.items():
+        module = model_type_to_module_name(model_type)
+        if named == name and _defines(module, name):
+            try:
+                own = getattr(_import(module), name)
+            except ImportError as error:
+                raise ValueError(f"{folder}: {name} cannot be loaded without torchvision: {error}") from error
+            return _subclass(own)
+    raise ValueError(f"{folder}: this transformers has no processor class {name!r}")
+
+
+def _defines(module: str, name: str) -> bool:
+    folder = Path(importlib.import_module("transformers.models").__path__[0]) / module
+    return (folder / f"processing_{module}.py").is_file() and f"class {name}(" in (
+        folder / f"processing_{module}.py"
+    ).read_text(encoding="utf-8")
+
+
+@cache
+def _subclass(own: type[ProcessorMixin]) -> type[_OnPil]:
+    body: dict[str, Any] = {"__module__": own.__module__, "__doc__": own.__doc__}
+    if VIDEO in own.get_attributes() and "apply_chat_template" in vars(own):
+        body["apply_chat_template"] = ProcessorMixin.apply_chat_template  # SmolVLM's own asks the video part
+    return type(own.__name__, (own, _OnPil), body)
+
+
+def _import(module: str) -> Any:
+    with _pil_in_place_of_torchvision(module):
+        return importlib.import_module(f"transformers.models.{module}.processing_{module}")
+
+
+@contextmanager
+def _pil_in_place_of_torchvision(module: str) -> Iterator[None]:
+    """While `processing_<module>` is imported without torchvision, its image functions come from the PIL file."""
+    wanted = f"transformers.models.{module}.image_processing_{module}"
+    twin = f"transformers.models.{module}.image_processing_pil_{module}"
+    stand_in = importlib.util.find_spec("torchvision") is None and importlib.util.find_spec(twin) is not None
+    if stand_in and wanted not in sys.modules:
+        sys.modules[wanted] = importlib.import_module(twin)
+    else:
+        stand_in = False
+    try:
+        yield
+    finally:
+        if stand_in:
+            del sys.modules[wanted]
