@@ -8,7 +8,6 @@ unbuilt, its settings are kept as they are and written back, so that `AutoProces
 from __future__ import annotations
 
 import importlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +20,9 @@ from transformers import GenerationConfig, ProcessorMixin
 from transformers.models.auto.auto_factory import model_type_to_module_name
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING
-from transformers.utils.hub import cached_file
 
-from hf_medvlm.models.loading import load_image_processor, load_tokenizer
+from hf_medvlm.models.convert.checkpoint import read_json
+from hf_medvlm.models.loading import clear_errors, find_folder, load_image_processor, load_tokenizer
 
 VIDEO = "video_processor"
 CLASS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -88,12 +87,14 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
         ValueError: no processor of a chat model there, or one that cannot run without torchvision; the message says
             which.
     """
+    folder = find_folder(folder, weights=False)
     name = _class_name(folder)
     if name == "PaliGemmaProcessor":
         raise ValueError(f"{folder}: {PALIGEMMA}")
-    own_class = _processor_class(name, str(folder))
+    own_class = _processor_class(name, folder)
     parts: dict[str, Any] = {}
-    described, _ = own_class.get_processor_dict(str(folder), trust_remote_code=False)
+    with clear_errors(folder, "processor"):
+        described, _ = own_class.get_processor_dict(folder, trust_remote_code=False)
     for part in own_class.get_attributes():
         if part == "tokenizer":
             parts[part] = _tokenizer(name, folder)
@@ -101,12 +102,14 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
             parts[part] = _image_processor(name, folder)
         elif part in MODALITY_TO_AUTOPROCESSOR_MAPPING:
             auto = MODALITY_TO_AUTOPROCESSOR_MAPPING[part]
-            parts[part] = auto.from_pretrained(str(folder), trust_remote_code=False)
+            with clear_errors(folder, part):
+                parts[part] = auto.from_pretrained(folder, trust_remote_code=False)
         else:
             raise ValueError(f"{folder}: {name} has a part {part!r} that is neither image processor nor tokenizer")
     date = described.pop("template_date", None)
     video = _video_settings(folder, described) if VIDEO in own_class.parts_of_family() else None
-    loaded = own_class.from_args_and_dict([], described, **parts)
+    with clear_errors(folder, "processor"):
+        loaded = own_class.from_args_and_dict([], described, **parts)
     if loaded.chat_template is None:
         loaded.chat_template = loaded.tokenizer.chat_template
     if loaded.tokenizer.pad_token is None:
@@ -156,26 +159,14 @@ def with_frozen_date(template: str, processor: ProcessorMixin) -> str:
 # ------------------------------------------------------------------------------------------- files of a folder
 
 
-def _read(folder: str | Path, name: str) -> dict[str, Any]:
-    path = cached_file(
-        str(folder),
-        name,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    if path is None:
-        return {}
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder}: {name} is not JSON at line {error.lineno}: {error.msg}") from error
+def _read(folder: Path, name: str) -> dict[str, Any]:
+    content = read_json(folder / name) if (folder / name).is_file() else {}
     if not isinstance(content, Mapping):
-        raise ValueError(f"{folder}: {name} holds a {type(content).__name__}, not settings")
+        raise ValueError(f"{folder / name} holds a {type(content).__name__}, not settings")
     return dict(content)
 
 
-def _class_name(folder: str | Path) -> str:
+def _class_name(folder: Path) -> str:
     for file in CLASS_FILES:
         if name := _read(folder, file).get("processor_class"):
             return str(name)
@@ -187,14 +178,14 @@ def _class_name(folder: str | Path) -> str:
     return name
 
 
-def _video_settings(folder: str | Path, described: Mapping[str, Any]) -> dict[str, Any]:
+def _video_settings(folder: Path, described: Mapping[str, Any]) -> dict[str, Any]:
     """Where transformers looks for them, in its order; without any, `AutoVideoProcessor` takes the family's own."""
     files = ("video_preprocessor_config.json", "preprocessor_config.json")
     candidates = (described.get(VIDEO), *(_read(folder, file) for file in files))
     return next((dict(settings) for settings in candidates if settings), {})
 
 
-def _stop_ids_of_folder(folder: str | Path) -> tuple[int, ...]:
+def _stop_ids_of_folder(folder: Path) -> tuple[int, ...]:
     config = _read(folder, "config.json")
     for settings in (_read(folder, "generation_config.json"), config, config.get("text_config") or {}):
         if ids := _ids(settings.get("eos_token_id")):
@@ -202,15 +193,16 @@ def _stop_ids_of_folder(folder: str | Path) -> tuple[int, ...]:
     return ()
 
 
-def _tokenizer(name: str, folder: str | Path) -> Any:
+def _tokenizer(name: str, folder: Path) -> Any:
     if "Pixtral" not in name:
         return load_tokenizer(folder)
     from transformers import TokenizersBackend  # as ProcessorMixin: the folders of Pixtral name a class that misreads
 
-    return TokenizersBackend.from_pretrained(str(folder), trust_remote_code=False)
+    with clear_errors(folder, "tokenizer"):
+        return TokenizersBackend.from_pretrained(folder, trust_remote_code=False)
 
 
-def _image_processor(name: str, folder: str | Path) -> Any:
+def _image_processor(name: str, folder: Path) -> Any:
     loaded = load_image_processor(folder)
     if not any(base.__name__ == "PilBackend" for base in type(loaded).__mro__):
         raise ValueError(f"{folder}: {name} reads images with torchvision only; transformers has no PIL version of it")
@@ -221,7 +213,7 @@ def _image_processor(name: str, folder: str | Path) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _processor_class(name: str, folder: str) -> type[_OnPil]:
+def _processor_class(name: str, folder: Path) -> type[_OnPil]:
     """The subclass, of the same name, of the processor class `name`."""
     for model_type, named in PROCESSOR_MAPPING_NAMES.items():
         module = model_type_to_module_name(model_type)
