@@ -16,13 +16,13 @@ import time
 from typing import Any
 
 import torch
-from transformers import BlipForConditionalGeneration, Trainer, TrainingArguments
+from transformers import BlipConfig, BlipForConditionalGeneration, Trainer, TrainingArguments
 
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.families.captioners.collator import CaptionCollator
-from hf_medvlm.families.captioners.model import BlipCaptioner, BlipCaptionerConfig
+from hf_medvlm.families.captioners.model import BlipCaptioner
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.trainer import MedVLMTrainer
@@ -57,7 +57,7 @@ class UsualDataset(torch.utils.data.Dataset):
 def make_model(tokenizer: Any, size: str) -> BlipCaptioner:
     if size == "tiny":
         return BlipCaptioner.tiny(tokenizer)
-    return BlipCaptioner(BlipCaptionerConfig(text_config={"vocab_size": 30524}))
+    return BlipCaptioner(BlipConfig(text_config={"vocab_size": 30524}))
 
 
 def arguments(kind: type, batch: int, steps: int, folder: str) -> Any:

@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import PreTrainedTokenizerBase
+from transformers import LlavaConfig, PreTrainedTokenizerBase
 
 from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, PROMPTS, Turn, from_llava
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.families.chat.arguments import ChatModelArguments, ChatTrainingArguments
 from hf_medvlm.families.chat.collator import ChatCollator
-from hf_medvlm.families.chat.model import LlavaReporter, LlavaReporterConfig
+from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.families.chat.recipe import ChatTrainer, add_reporter_lora
 from hf_medvlm.families.chat.sampling import group_by_modality_and_length
 from hf_medvlm.families.chat.templates import END_TOKEN, SYSTEM, encode_conversations
@@ -203,7 +203,7 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
         tokenizer = make_tokenizer()
         sizes = SMALL if options.small else {}
         vision = CLIP | sizes | {"image_size": 336, "patch_size": 14}
-        config = LlavaReporterConfig(
+        config = LlavaConfig(
             text_config=sizes | {"model_type": "llama"},
             vision_config=vision,
             image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),

@@ -14,17 +14,18 @@ from pathlib import Path
 from hf_medvlm.figures import draw_all
 from hf_medvlm.figures.report import write_report
 from hf_medvlm.models.loading import model_type_of
+from hf_medvlm.models.upstream import OLD_PREFIX
 from hf_medvlm.training.folders import choose_output_dir
 from hf_medvlm.training.run import run
 
 RECIPES = {
-    "medvlm_blip": "finetune_blip",
-    "medvlm_git": "finetune_git",
+    "blip": "finetune_blip",
+    "git": "finetune_git",
     "dual_encoder": "train_dual_encoder",
     "patch_ib": "train_patch_ib",
     "medklip": "train_medklip",
     "biovil_t": "finetune_biovil_t",
-    "medvlm_llava": "llava_mimic",
+    "llava": "llava_mimic",
 }
 
 
@@ -46,7 +47,7 @@ def main(argv: list[str] | None = None) -> object:
         sys.exit(0)
     if path is None:
         raise ValueError("name the model to score with --model_name_or_path, or a run to draw with --figures_only")
-    found = model_type_of(path)
+    found = (model_type_of(path) or "").removeprefix(OLD_PREFIX)
     if found not in RECIPES:
         raise ValueError(f"no recipe evaluates a {found!r} model; there are {', '.join(RECIPES)}")
     if option_of(argv, "output_dir") is None:

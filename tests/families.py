@@ -12,6 +12,12 @@ from torch import Tensor
 from hf_medvlm.data.load import Splits
 from hf_medvlm.evaluation.base import Evaluation
 from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.training.objective import (
+    ContrastiveObjective,
+    FindingsObjective,
+    Objective,
+    TokenObjective,
+)
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 SIZE = 32
@@ -21,14 +27,15 @@ SIZE = 32
 class Family:
     """What the contract needs of a family.
 
-    `collator(training)` gives a collator; `signal` takes what `forward` returned to a tensor (B, ...) that depends on
-    the study alone, not on its neighbours or its padding.
+    `collator(training)` gives a collator; `signal(model, batch)` is a tensor (B, ...) that depends on the study alone,
+    not on its neighbours or its padding.
     """
 
     model: Any
+    objective: Objective
     collator: Callable[[bool], Any]
     evaluation: Evaluation
-    signal: Callable[[Any], Tensor]
+    signal: Callable[[Any, dict], Tensor]
     trainer_class: type[MedVLMTrainer] = MedVLMTrainer
 
 
@@ -45,8 +52,9 @@ def captioner(model_class: type, splits: Splits) -> Family:
             processor, splits.image_folder, model.first_token(model.config), max_length=96, training=training
         )
 
-    evaluation = TextEvaluation(collator(False), tokenizer, [study.text() for study in splits.train], max_new_tokens=12)
-    return Family(model, collator, evaluation, signal=lambda output: output.nll)
+    objective, reports = TokenObjective(label_smoothing=model.label_smoothing), [study.text() for study in splits.train]
+    evaluation = TextEvaluation(collator(False), tokenizer, reports, objective, max_new_tokens=12)
+    return Family(model, objective, collator, evaluation, signal=lambda *given: objective(*given).per_study["nll"])
 
 
 def blip(splits: Splits) -> Family:
@@ -81,7 +89,8 @@ def dual_encoder(splits: Splits, variant: str = "") -> Family:
         return PairCollator(processor, splits.image_folder, max_length=96, training=training)
 
     evaluation = RetrievalEvaluation(collator(False), model)
-    return Family(model, collator, evaluation, lambda output: output.text_embeds, ContrastiveTrainer)
+    objective = ContrastiveObjective()
+    return Family(model, objective, collator, evaluation, lambda m, batch: m(**batch).text_embeds, ContrastiveTrainer)
 
 
 def patch_ib(splits: Splits) -> Family:
@@ -103,9 +112,10 @@ def llava(splits: Splits) -> Family:
         options = ChatOptions(prompts=PROMPTS[:1])  # or the question would tell the studies apart
         return ChatCollator(processor, splits.image_folder, options=options, training=training)
 
-    evaluation = ChatEvaluation(collator(False), tokenizer, reports, max_new_tokens=12)
+    objective = TokenObjective()
+    evaluation = ChatEvaluation(collator(False), tokenizer, reports, objective, max_new_tokens=12)
     model = tiny_reporter(tokenizer, SIZE, patch_size=8)
-    return Family(model, collator, evaluation, signal=lambda output: output.nll)
+    return Family(model, objective, collator, evaluation, signal=lambda *given: objective(*given).per_study["nll"])
 
 
 def biovil_t(splits: Splits) -> Family:
@@ -129,10 +139,11 @@ def biovil_t(splits: Splits) -> Family:
 
     evaluation = BioViLTEvaluation(collator(False), model, task="progression", train_studies=splits.train)
 
-    def signal(output: Any) -> Tensor:
+    def signal(model: Any, batch: dict) -> Tensor:
+        output = model(**batch)
         return torch.cat((output.image_embeds, output.text_embeds), dim=1)
 
-    return Family(model, collator, evaluation, signal, ContrastiveTrainer)
+    return Family(model, ContrastiveObjective(), collator, evaluation, signal, ContrastiveTrainer)
 
 
 def medklip(splits: Splits) -> Family:
@@ -153,7 +164,8 @@ def medklip(splits: Splits) -> Family:
     def collator(training: bool) -> FindingsCollator:
         return FindingsCollator(processor, splits.image_folder, names, unmentioned="absent", training=training)
 
-    return Family(model, collator, MedKlipEvaluation(collator(False)), signal=lambda output: output.logits)
+    evaluation = MedKlipEvaluation(collator(False))
+    return Family(model, FindingsObjective(), collator, evaluation, signal=lambda model, batch: model(**batch).logits)
 
 
 FAMILIES: dict[str, Callable[[Splits], Family]] = {

@@ -41,6 +41,7 @@ def make_trainer(family: Family, splits: Splits, folder: Path, **options: Any) -
     return family.trainer_class(
         model=family.model,
         args=MedVLMArguments(output_dir=str(folder), **(defaults | options)),
+        objective=family.objective,
         data_collator=family.collator(False),
         evaluation=family.evaluation,
         train_dataset=StudyRows(splits.train[:GLOBAL_BATCH]),

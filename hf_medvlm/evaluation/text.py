@@ -39,6 +39,12 @@ class GenerativeCollator(Protocol):
     def settings(self) -> dict[str, Any]: ...
 
 
+class TokenLoss(Protocol):
+    """An objective (`training/objective.py`) whose `per_study` holds `nll` and `tokens`."""
+
+    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Any: ...
+
+
 @dataclass
 class TextEvaluation(Evaluation):
     """Loss on the reference, and scores of what the model writes by itself.
@@ -47,6 +53,8 @@ class TextEvaluation(Evaluation):
         collator: with `training=False`.
         tokenizer: turns generated ids into text.
         train_reports: the training targets; the most frequent one is a baseline.
+        objective: what the model is trained for, which the loss of the split is scored by; `per_study` holds `nll` and
+            `tokens`.
         max_new_tokens: where generation stops if the model does not end by itself; such reports are counted.
         num_beams: 1 is greedy.
         studies: what `compute_metrics` scores, in the order of the evaluation data set.
@@ -55,6 +63,7 @@ class TextEvaluation(Evaluation):
     collator: GenerativeCollator
     tokenizer: PreTrainedTokenizerBase
     train_reports: Sequence[str]
+    objective: TokenLoss
     max_new_tokens: int = 128
     num_beams: int = 1
     studies: Sequence[Study] = ()
@@ -67,8 +76,8 @@ class TextEvaluation(Evaluation):
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`nll` and `tokens` of the reference (B,), and what `predict_images` gives."""
-        output = model(**batch["loss"])
-        return {"nll": output.nll, "tokens": output.tokens} | self.predict_images(model, batch)
+        losses = self.objective(model, batch["loss"]).per_study
+        return {name: losses[name] for name in ("nll", "tokens")} | self.predict_images(model, batch)
 
     def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`generated` ids (B, T) without the prompt, and `cut` (B,)."""

@@ -14,17 +14,6 @@ from transformers.utils import ModelOutput
 
 
 @dataclass
-class CaptionerOutput(ModelOutput):
-    """Output of `BlipCaptioner` and `GitCaptioner`."""
-
-    loss: Tensor | None = None  # (), summed token loss over `loss_denominators["tokens"]`
-    loss_terms: dict[str, Tensor] | None = None
-    logits: Tensor | None = None  # (B, T, vocabulary): position t predicts token t + 1
-    nll: Tensor | None = None  # (B,), summed token loss of each study
-    tokens: Tensor | None = None  # (B,), supervised tokens of each study
-
-
-@dataclass
 class CXRBertOutput(ModelOutput):
     """Output of `CXRBertModel`, with the field names of hi-ml-multimodal."""
 
@@ -61,20 +50,6 @@ class BioViLTOutput(ModelOutput):
 
 
 @dataclass
-class LlavaReporterOutput(ModelOutput):
-    """Output of `LlavaReporter`; the last three are what `generate` reads and passes on."""
-
-    loss: Tensor | None = None  # (), summed token loss over `loss_denominators["tokens"]`
-    loss_terms: dict[str, Tensor] | None = None  # None: the loss is one term
-    logits: Tensor | None = None  # (B, T, vocabulary): position t predicts token t + 1
-    nll: Tensor | None = None  # (B,), summed token loss of each row
-    tokens: Tensor | None = None  # (B,), supervised tokens of each row
-    past_key_values: Any | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
-
-
-@dataclass
 class DualEncoderOutput(ModelOutput):
     """Output of `DualEncoderModel` and `PatchIBModel`; the last four are the bottleneck's."""
 
@@ -94,5 +69,6 @@ class MedKlipOutput(ModelOutput):
 
     loss: Tensor | None = None  # (), the sum of `loss_terms`
     loss_terms: dict[str, Tensor] | None = None  # existence, position, semantic, with their weights
+    loss_sums: dict[str, Any] | None = None  # the same before division: name -> ("labelled" or "present", sum ())
     logits: Tensor | None = None  # (B, E, 2), absent and present
     location_maps: Tensor | None = None  # (B, E, P): where each entity looked, sums to 1 over P, mean of the layers

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -23,28 +24,38 @@ HEADS = ("*cls.*", "*classifier.*", "*pooler.*", "*lm_head.*", "*mask_token", "*
 
 
 def freeze(module: nn.Module, frozen: bool = True) -> None:
-    """Freeze `module` (no gradient, evaluation mode), or thaw it; `KeepsFrozen` keeps it so in training."""
+    """Freeze `module`, a part of any model, or thaw it. Frozen, it gets no gradient and stays in evaluation mode.
+
+    `model.train()` does not change that, nor does loading weights into the model. Nothing of it is saved.
+    """
     for name, parameter in module.named_parameters():
         # a mask token serves masked pre-training alone: it would never get a gradient
         parameter.requires_grad_(not frozen and not name.endswith("mask_token"))
-    module.is_frozen = frozen
-    module.train(module.training and not frozen)
+    if frozen:
+        module.train = partial(_stay_in_evaluation, module)  # a partial, so that a deep copy holds the copied module
+        module.eval()
+    else:
+        vars(module).pop("train", None)
+
+
+def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
+    return nn.Module.train(module, False)
 
 
 class KeepsFrozen:
-    """Mix-in of a `PreTrainedModel` whose frozen parts stay frozen through `.train()` and through loading.
+    """Mix-in of a `PreTrainedModel` with parts that no loss reaches, or with batch norms.
 
     Batch-norm layers use, and do not change, their running statistics in training too: batch statistics would tie a
     study's embedding to its neighbours, and the same global batch would not give the same loss when it is split.
     """
 
     def apply_freezing(self) -> None:
-        """Freeze what the config asks for; called after building and after loading."""
+        """Freeze what no loss of this configuration reaches; called after building and after loading."""
 
     def train(self, mode: bool = True) -> KeepsFrozen:
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, _BatchNorm) or (getattr(module, "is_frozen", False) and module is not self):
+            if isinstance(module, _BatchNorm):
                 module.eval()
         return self
 

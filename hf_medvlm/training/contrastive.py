@@ -7,9 +7,8 @@ gradient of the one loss with respect to these rows is taken; then each micro-ba
 their share of that gradient into the weights. The result is the gradient of one large batch in the memory of a
 micro-batch (GradCache, Gao et al. 2021, arXiv 2101.06983).
 
-A model takes part by `forward(...)` without `pair_ids` returning `representations`, a dict of rows (B, ...) and
-scalars (), and by `loss_terms_of(rows)`, which gives the named terms of the loss and reads no parameter. Trailing
-dimensions may differ between micro-batches and processes; they are padded with zeros.
+`ContrastiveObjective` says what a model needs to take part. Trailing dimensions may differ between micro-batches and
+processes; they are padded with zeros.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.evaluation.base import Scores
 from hf_medvlm.models.contrast import check_contrast, gather_rows
 from hf_medvlm.training.arguments import MedVLMArguments, option
+from hf_medvlm.training.objective import ContrastiveObjective
 from hf_medvlm.training.schedule import TellStep, parameter_groups, staged_schedule
 from hf_medvlm.training.trainer import MedVLMTrainer
 
@@ -75,8 +75,10 @@ class ContrastiveTrainer(MedVLMTrainer):
         ValueError: the contrastive batch (or an epoch's last one) would hold a single pair, or all texts are the same.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    objective: ContrastiveObjective
+
+    def __init__(self, *args: Any, objective: ContrastiveObjective | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, objective=objective or ContrastiveObjective(), **kwargs)
         self._micro_batches: list[dict[str, Tensor]] = []
         self._cache: _Cache | None = None
         self._scale: Tensor | None = None
@@ -162,12 +164,10 @@ class ContrastiveTrainer(MedVLMTrainer):
 
     def _rows(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """The representations of one micro-batch, with the identities of its pairs."""
-        batch = dict(batch)
-        pair_ids = batch.pop("pair_ids")
-        return model(**batch).representations | {"pair_ids": pair_ids}
+        return self.objective.rows(model, batch)[0]
 
     def _terms_of(self, rows: dict[str, Tensor]) -> dict[str, Tensor]:
-        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False).loss_terms_of(rows)
+        return self.objective.terms(self.accelerator.unwrap_model(self.model, keep_torch_compile=False), rows)
 
     @torch.no_grad()
     def _fill_cache(self, model: nn.Module) -> _Cache:

@@ -1,9 +1,9 @@
 """`MedVLMTrainer`: the Hugging Face `Trainer`, with the four things put right that its users trip over here.
 
 1. A loss that is a mean over tokens or labelled entries is a mean over the *global* batch: loss and gradient are the
-   same whatever the number of accumulated micro-batches and of processes. The model counts (`count_loss_items`), the
-   trainer sums over micro-batches and processes, and `forward` divides (`loss_denominators`). The stock Trainer
-   multiplies BLIP's loss by the accumulation steps and by the processes.
+   same whatever the number of accumulated micro-batches and of processes. The objective (`objective.py`) counts, the
+   trainer sums the counts over micro-batches and processes, and the objective divides by the totals. The stock Trainer
+   multiplies the loss of transformers' own BLIP by the accumulation steps and by the processes.
 2. Every study is evaluated exactly once, in any number of processes and at any batch size (`evaluation.py`).
 3. Named loss terms are logged.
 4. Nothing is pushed from here: `hub.py` decides what may leave.
@@ -14,6 +14,7 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +24,37 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
 
 from hf_medvlm.data.rows import Row, StudyRows
 from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
+from hf_medvlm.training.objective import Objective
 
 
 class MedVLMTrainer(Trainer):
     """Trains and evaluates any family.
 
     Args:
-        evaluation: how the family is scored; needed for `evaluate` and `scores`.
+        objective: what the model is trained for; without one, its own `forward(labels=...)` gives the loss, as in the
+            stock Trainer.
+        evaluation: how the family is scored; needed for `evaluate` and `scores`. Give it the same objective.
         Everything else is the `Trainer`'s; `data_collator` is the training collator, `train_dataset` and `eval_dataset`
         are `StudyRows`.
     """
 
     args: MedVLMArguments
 
-    def __init__(self, *args: Any, evaluation: Evaluation | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, objective: Objective | None = None, evaluation: Evaluation | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.objective = objective
         self.evaluation = evaluation
-        self._counts_items = hasattr(self.model, "count_loss_items")
-        # Trainer divides by the accumulation steps unless the model takes the number of items; ours takes denominators.
-        self.model_accepts_loss_kwargs = self._counts_items
+        if objective is not None:
+            # The Trainer divides the loss by the accumulation steps unless there are counts; here the objective counts.
+            self.model_accepts_loss_kwargs = True
         self._terms: dict[str, Tensor] = {}
         self._terms_since = 0
         self.add_callback(EpochOfTheRows())
@@ -56,17 +63,18 @@ class MedVLMTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | None]:
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | Tensor | int | None]:
         """The micro-batches of one optimizer step, and the counts of the global batch that the loss is a mean over."""
+        if self.objective is None:
+            return super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        return batches, self.loss_denominators(batches, device) if self._counts_items and batches else None
+        return batches, self.denominators(batches, device) or None
 
-    def loss_denominators(self, batches: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-        """name -> (), summed over `batches` and over all processes."""
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+    def denominators(self, batches: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+        """The objective's counts, name -> (), summed over `batches` and over all processes."""
         totals: dict[str, Tensor] = {}
         for batch in batches:
-            for name, count in model.count_loss_items(**batch).items():
+            for name, count in self.objective.count(batch).items():
                 totals[name] = totals.get(name, 0) + count.to(device)
         return {name: self.accelerator.reduce(count, "sum") for name, count in totals.items()}
 
@@ -75,19 +83,20 @@ class MedVLMTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: dict[str, Tensor] | None = None,
+        num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of one micro-batch, such that the sum over the step is the loss of the global batch."""
-        if num_items_in_batch is None:
-            outputs = model(**inputs)
-            loss = outputs.loss
-        else:
-            outputs = model(**inputs, loss_denominators=num_items_in_batch)
-            # The processes' gradients are averaged, and so is the logged loss; the denominators are global already.
-            loss = outputs.loss * self.accelerator.num_processes
-        scale = self.accelerator.num_processes if num_items_in_batch else 1 / self.current_gradient_accumulation_steps
-        self.note_terms(outputs.get("loss_terms") or {}, scale)
-        return (loss, outputs) if return_outputs else loss
+        if self.objective is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        result = self.objective(model, inputs, num_items_in_batch)
+        # The processes' gradients are averaged, and so is the logged loss; the denominators are global already.
+        processes = self.accelerator.num_processes if num_items_in_batch else 1
+        if len(result.loss_terms) > 1:  # a single term is the loss itself
+            self.note_terms(
+                result.loss_terms, processes if num_items_in_batch else 1 / self.current_gradient_accumulation_steps
+            )
+        loss = result.loss * processes
+        return (loss, result.outputs) if return_outputs else loss
 
     def note_terms(self, terms: dict[str, Tensor], scale: float) -> None:
         """Keep one micro-batch's `terms`, () each, times `scale`, until the next log."""
@@ -115,8 +124,20 @@ class MedVLMTrainer(Trainer):
         return super().get_train_dataloader()
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's, without its pickle of the arguments: `run.json` says it all, and nothing here is unpickled."""
-        super().save_model(output_dir, _internal_call)
+        """The Trainer's, without its pickle of the arguments: `run.json` says it all, and nothing here is unpickled.
+
+        A checkpoint (`_internal_call`) has the weights under the names that the model has in memory: the Trainer finds
+        no others when it resumes or goes back to the best one. The finished model has those of `save_pretrained`.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        renames = _internal_call and isinstance(model, PreTrainedModel)
+        if renames:
+            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            if renames:
+                del model.save_pretrained
         if self.args.should_save:
             (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
 

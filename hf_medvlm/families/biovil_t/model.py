@@ -60,7 +60,6 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
     base_model_prefix = "biovil_t"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
     # the classifier of a new task begins at random
     _keys_to_ignore_on_load_missing = [r"^progression_head\.", r"^findings_head\."]
 

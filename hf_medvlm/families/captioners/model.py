@@ -1,7 +1,8 @@
 """The captioners: thin subclasses of transformers' BLIP and GIT that write a report from one radiograph.
 
-What they add: a loss that is a token mean over the *global* batch, per-study losses for evaluation, a frozen vision
-tower that stays frozen in `.train()`, any image size, and prompts that `generate` neither changes nor cuts.
+Their checkpoints are plain BLIP and GIT: `AutoModelForImageTextToText` opens them without this package. What the
+subclasses put right is for who uses them in Python: the loss of `forward(labels=...)` is a token mean over all
+accumulated micro-batches, images of any size are taken, and `generate` neither changes its prompt nor cuts it.
 
 The architectures are Li et al. 2022, "BLIP" (arXiv 2201.12086) and Wang et al. 2022, "GIT" (arXiv 2205.14100).
 """
@@ -11,110 +12,104 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
     BlipConfig,
     BlipForConditionalGeneration,
     BlipImageProcessorPil,
     BlipProcessor,
+    GenerationConfig,
     GitConfig,
     GitForCausalLM,
     GitProcessor,
     PreTrainedTokenizerBase,
 )
 
-from hf_medvlm.labels import IGNORE_INDEX
-from hf_medvlm.losses import token_losses
-from hf_medvlm.models.outputs import CaptionerOutput
 from hf_medvlm.models.positions import mae_positions
 from hf_medvlm.models.tiny import TINY_INIT, TINY_PATCH
+from hf_medvlm.models.upstream import SavedAsUpstream, token_mean
 
 
-class BlipCaptionerConfig(BlipConfig):
-    """`BlipConfig` with `freeze_vision`: the vision tower is neither trained nor put into training mode."""
+class CaptionerMixin(SavedAsUpstream):
+    """What BLIP and GIT share: image sizes, and what `generate` is to do by default."""
 
-    model_type = "medvlm_blip"
-    freeze_vision: bool = False
-
-
-class GitCaptionerConfig(GitConfig):
-    """`GitConfig` with `freeze_vision`: the image encoder is neither trained nor put into training mode."""
-
-    model_type = "medvlm_git"
-    freeze_vision: bool = False
-
-
-class CaptionerMixin:
-    """What BLIP and GIT share: the loss, the frozen tower, the image size and prompt-only generation."""
-
-    def freeze_vision_tower(self) -> None:
-        """Stop the gradient of the vision tower where the config asks for it."""
-        if self.config.freeze_vision:
-            self.vision_tower.requires_grad_(False)
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.freeze_vision_tower()  # loading replaces the parameters, and with them what __init__ froze
-        return loaded
-
-    def train(self, mode: bool = True) -> CaptionerMixin:
-        super().train(mode)
-        if self.config.freeze_vision:
-            self.vision_tower.eval()
-        return self
-
-    def count_loss_items(self, labels: Tensor, **_: Any) -> dict[str, Tensor]:
-        """How many tokens the loss of a batch is a mean of; the trainer sums this over the global batch."""
-        return {"tokens": (labels[:, 1:] != IGNORE_INDEX).sum()}
+    label_smoothing: float = 0.0
 
     def needs_interpolation(self, pixel_values: Tensor) -> bool:
         """Whether the images have another size than the one the position embeddings were made for."""
         return pixel_values.shape[-1] != self.config.vision_config.image_size
 
     def check_length(self, input_ids: Tensor) -> None:
+        """Raise `ValueError` where the text has more tokens than the model has positions."""
         limit = self.config.get_text_config(decoder=True).max_position_embeddings
         if input_ids.shape[1] > limit:
             raise ValueError(
                 f"a text has {input_ids.shape[1]} tokens, the model takes {limit}; lower --max_length to that or less"
             )
 
-    def caption_output(
-        self, logits: Tensor, labels: Tensor | None, loss_denominators: dict[str, Tensor] | None, label_smoothing: float
-    ) -> CaptionerOutput:
-        """The output of `forward` from the logits of the text positions."""
-        if labels is None:
-            return CaptionerOutput(logits=logits)
-        nll, tokens = token_losses(logits, labels, label_smoothing)
-        count = tokens.sum() if loss_denominators is None else loss_denominators["tokens"]
-        return CaptionerOutput(loss=nll.sum() / count.clamp(min=1), logits=logits, nll=nll.detach(), tokens=tokens)
+    def set_generation(self, max_new_tokens: int, num_beams: int = 1) -> None:
+        """What `generate` does unless told otherwise, kept in `generation_config.json`.
+
+        Args:
+            max_new_tokens: where a report ends if the model does not end it.
+            num_beams: 1 for greedy search.
+        """
+        text = self.config.get_text_config(decoder=True)
+        self.generation_config = GenerationConfig(
+            bos_token_id=text.bos_token_id,
+            eos_token_id=self.end_token(self.config),
+            pad_token_id=text.pad_token_id,
+            max_new_tokens=max_new_tokens,
+            num_beams=num_beams,
+            do_sample=False,
+        )
+
+    def resize_images(self, image_size: int) -> None:
+        """Make `image_size` the model's own: its position embeddings are interpolated once, bicubically.
+
+        A checkpoint fine-tuned at another size than it was pretrained at then opens in plain transformers, which takes
+        images of the configuration's size.
+
+        Raises:
+            ValueError: the size is no multiple of the patch size.
+        """
+        vision = self.config.vision_config
+        if image_size == vision.image_size:
+            return
+        if image_size % vision.patch_size:
+            raise ValueError(f"--image_size {image_size} is no multiple of the model's patches of {vision.patch_size}")
+        side = image_size // vision.patch_size
+        self._resize_positions(side)
+        vision.image_size = image_size
+
+    def _resize_positions(self, side: int) -> None:
+        raise NotImplementedError
+
+
+def interpolate_positions(positions: Tensor, side: int) -> Tensor:
+    """Position embeddings (1 + P, D) of a class token and a square of P patches, for a square of `side` x `side`."""
+    grid = int((len(positions) - 1) ** 0.5)
+    patches = positions[1:].T.reshape(1, -1, grid, grid)
+    patches = F.interpolate(patches.float(), size=(side, side), mode="bicubic", align_corners=False)
+    return torch.cat((positions[:1], patches.flatten(2)[0].T.to(positions.dtype)))
 
 
 class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
-    """BLIP's image-grounded text decoder. Loads `Salesforce/blip-image-captioning-*` and its own checkpoints."""
+    """BLIP's image-grounded text decoder. Loads `Salesforce/blip-image-captioning-*` and fine-tuned ones."""
 
-    config_class = BlipCaptionerConfig
+    config_class = BlipConfig
     processor_class = BlipProcessor
-    published_types = ("blip",)
     # Tied to others, hence not in the file: the Trainer then ties them again when it loads its best checkpoint.
     _keys_to_ignore_on_save = [
         "text_decoder.cls.predictions.decoder.weight",
         "text_decoder.cls.predictions.decoder.bias",
     ]
-    # The weights of the loss come from the trainer, as `loss_denominators`; nothing else may be scaled.
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: BlipCaptionerConfig) -> None:
-        super().__init__(config)
-        self.freeze_vision_tower()
 
     @property
-    def vision_tower(self) -> nn.Module:
-        return self.vision_model
+    def label_smoothing(self) -> float:
+        """BLIP's own, of the text configuration."""
+        return self.config.text_config.label_smoothing
 
     def forward(
         self,
@@ -122,39 +117,48 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        loss_denominators: dict[str, Tensor] | None = None,
-    ) -> CaptionerOutput:
-        """
+        num_items_in_batch: Tensor | int | None = None,
+        **options: Any,
+    ) -> Any:
+        """As transformers', but for the loss.
+
         Args:
-            pixel_values: (B, 3, H, W), normalised.
+            pixel_values: (B, 3, H, W), normalised, of any size.
             input_ids, attention_mask: (B, T), padded on the right; the first token is BLIP's own `bos_token_id`.
-            labels: (B, T), `IGNORE_INDEX` on the prompt and the padding.
-            loss_denominators: {"tokens": ()}, the supervised tokens of the global batch; this batch's own by default.
+            labels: (B, T), -100 on the prompt and the padding. With them, `loss` is a mean over the tokens.
+            num_items_in_batch: the stock `Trainer`'s count of the tokens that the mean is over.
 
         Raises:
             ValueError: the text is longer than the position embeddings.
         """
         self.check_length(input_ids)
-        image = self.vision_model(pixel_values, interpolate_pos_encoding=self.needs_interpolation(pixel_values))
-        logits = self.text_decoder(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            encoder_hidden_states=image.last_hidden_state,
-            use_cache=False,
-        ).logits
-        return self.caption_output(logits, labels, loss_denominators, self.config.text_config.label_smoothing)
+        options.setdefault("interpolate_pos_encoding", self.needs_interpolation(pixel_values))
+        output = super().forward(pixel_values, input_ids, attention_mask, **options)
+        if labels is not None:
+            output.loss = token_mean(output.logits, labels, num_items_in_batch, self.label_smoothing)
+        return output
 
     @torch.no_grad()
     def generate(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
         """Continue the prompts `input_ids` (B, T), all of one length; returns prompt and continuation.
 
-        transformers' own BLIP `generate` overwrites the first id in place and drops the last one; here neither is.
+        Without `input_ids` the report begins from nothing. transformers' own `generate` changes the caller's tensor,
+        drops the last token whatever it is, and reads nothing of `generation_config`.
         """
-        image = self.vision_model(pixel_values, interpolate_pos_encoding=self.needs_interpolation(pixel_values))
-        states = image.last_hidden_state
         text = self.config.text_config
+        if input_ids is None:
+            input_ids = torch.full((len(pixel_values), 1), text.bos_token_id, device=pixel_values.device)
+        else:
+            input_ids, attention_mask = self._open_prompt(input_ids, attention_mask)
+        interpolate = options.pop("interpolate_pos_encoding", self.needs_interpolation(pixel_values))
+        states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate).last_hidden_state
+        options.setdefault("generation_config", self.generation_config)
         return self.text_decoder.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -163,13 +167,40 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
             **({"eos_token_id": text.sep_token_id, "pad_token_id": text.pad_token_id} | options),
         )
 
+    def _open_prompt(self, input_ids: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The prompt as the decoder was trained to go on from it: `[DEC]` in front, and no end."""
+        text, width = self.config.text_config, input_ids.shape[1]
+        while width > 1 and all(i in (text.sep_token_id, text.pad_token_id) for i in input_ids[:, width - 1].tolist()):
+            width -= 1
+        input_ids = input_ids[:, :width].clone()
+        input_ids[:, 0] = text.bos_token_id
+        return input_ids, None if attention_mask is None else attention_mask[:, :width]
+
+    def set_generation(self, max_new_tokens: int, num_beams: int = 1) -> None:
+        super().set_generation(max_new_tokens, num_beams)
+        # transformers' BLIP generates by the text decoder's settings, which come from its configuration alone.
+        self.config.text_config.max_new_tokens = max_new_tokens
+        self.text_decoder.generation_config.max_new_tokens = max_new_tokens
+
+    def _resize_positions(self, side: int) -> None:
+        embeddings = self.vision_model.embeddings
+        positions = interpolate_positions(embeddings.position_embedding.data[0], side)
+        embeddings.position_embedding = nn.Parameter(positions[None])
+        embeddings.num_patches, embeddings.num_positions = side**2, side**2 + 1
+        embeddings.image_size = side * embeddings.patch_size
+
     @staticmethod
     def first_token(config: BlipConfig) -> int:
         """BLIP's decoder starts from `[DEC]`, in training as in generation (salesforce/BLIP, `models/blip.py`)."""
         return config.text_config.bos_token_id
 
+    @staticmethod
+    def end_token(config: BlipConfig) -> int:
+        """`[SEP]`; the `eos_token_id` of published configurations is not what a caption ends with."""
+        return config.text_config.sep_token_id
+
     @classmethod
-    def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96, **options: Any) -> BlipCaptioner:
+    def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> BlipCaptioner:
         """A model of about a million random weights for the given tokenizer, patches of 16 pixels."""
         text = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
         text["initializer_range"] = TINY_INIT
@@ -182,7 +213,7 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
             "sep_token_id": tokenizer.sep_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         }
-        model = cls(BlipCaptionerConfig(text_config=text, vision_config=vision, **options))
+        model = cls(BlipConfig(text_config=text, vision_config=vision))
         positions = model.vision_model.embeddings.position_embedding[0, 1:]
         positions.data.copy_(mae_positions(image_size // TINY_PATCH, positions.shape[-1]))
         return model
@@ -194,20 +225,10 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
 
 
 class GitCaptioner(CaptionerMixin, GitForCausalLM):
-    """GIT: one causal decoder over image and text tokens. Loads `microsoft/git-*` and its own checkpoints."""
+    """GIT: one causal decoder over image and text tokens. Loads `microsoft/git-*` and fine-tuned ones."""
 
-    config_class = GitCaptionerConfig
+    config_class = GitConfig
     processor_class = GitProcessor
-    published_types = ("git",)
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: GitCaptionerConfig) -> None:
-        super().__init__(config)
-        self.freeze_vision_tower()
-
-    @property
-    def vision_tower(self) -> nn.Module:
-        return self.git.image_encoder
 
     def forward(
         self,
@@ -215,56 +236,73 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
         attention_mask: Tensor | None = None,
         pixel_values: Tensor | None = None,
         labels: Tensor | None = None,
-        loss_denominators: dict[str, Tensor] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         position_ids: Tensor | None = None,
-        interpolate_pos_encoding: bool = False,
-        **generation: Any,
-    ) -> CaptionerOutput | Any:
-        """As `BlipCaptioner.forward`; the last three are `generate`'s, which fills `position_ids` where it is named.
+        interpolate_pos_encoding: bool | None = None,
+        **options: Any,
+    ) -> Any:
+        """As transformers', but for the loss, as of `BlipCaptioner.forward`; `logits` has the image tokens in front.
+
+        `generate` reads from the signature that it may pass the last two.
 
         Raises:
             ValueError: the text is longer than the position embeddings.
         """
-        if generation:
-            return super().forward(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                pixel_values=pixel_values,
-                interpolate_pos_encoding=interpolate_pos_encoding,
-                **generation,
-            )
-        self.check_length(input_ids)
-        hidden = self.git(
-            input_ids,
-            attention_mask=attention_mask,
-            pixel_values=pixel_values,
-            use_cache=False,
-            interpolate_pos_encoding=self.needs_interpolation(pixel_values),
-        ).last_hidden_state
-        logits = self.output(hidden[:, -input_ids.shape[1] :])  # the image tokens stand in front
-        return self.caption_output(logits, labels, loss_denominators, 0.0)
+        if input_ids is not None:
+            self.check_length(input_ids)
+        if interpolate_pos_encoding is None:
+            interpolate_pos_encoding = pixel_values is not None and self.needs_interpolation(pixel_values)
+        options["interpolate_pos_encoding"] = interpolate_pos_encoding
+        output = super().forward(input_ids, attention_mask, position_ids, pixel_values, **options)
+        if labels is not None:
+            output.loss = token_mean(output.logits, labels, num_items_in_batch)
+        return output
 
     @torch.no_grad()
     def generate(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+        self,
+        pixel_values: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **options: Any,
     ) -> Tensor:
-        """Continue the prompts `input_ids` (B, T), all of one length; returns prompt and continuation."""
+        """Continue the prompts `input_ids` (B, T), all of one length; returns prompt and continuation.
+
+        Without `input_ids` the report begins from nothing.
+        """
+        if input_ids is None:
+            input_ids = torch.full((len(pixel_values), 1), self.first_token(self.config), device=pixel_values.device)
+        interpolate = options.pop("interpolate_pos_encoding", self.needs_interpolation(pixel_values))
         # The prompts are not padded: without a mask GIT's cache is right at any image size.
         return super().generate(
             input_ids=input_ids,
             pixel_values=pixel_values,
-            interpolate_pos_encoding=self.needs_interpolation(pixel_values),
+            interpolate_pos_encoding=interpolate,
             **({"eos_token_id": self.config.eos_token_id, "pad_token_id": self.config.pad_token_id} | options),
         )
+
+    def _resize_positions(self, side: int) -> None:
+        embeddings = self.git.image_encoder.vision_model.embeddings
+        positions = interpolate_positions(embeddings.position_embedding.weight.data, side)
+        embeddings.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
+        embeddings.position_ids = torch.arange(len(positions), device=positions.device)[None]
+        embeddings.num_patches, embeddings.num_positions = side**2, side**2 + 1
+        embeddings.image_size = side * embeddings.patch_size
+        for layer in self.git.encoder.layer:
+            layer.attention.self.image_patch_tokens = len(positions)
 
     @staticmethod
     def first_token(config: GitConfig) -> int:
         """GIT starts from `[CLS]`."""
         return config.bos_token_id
 
+    @staticmethod
+    def end_token(config: GitConfig) -> int:
+        """GIT ends with `[SEP]`."""
+        return config.eos_token_id
+
     @classmethod
-    def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96, **options: Any) -> GitCaptioner:
+    def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> GitCaptioner:
         """A model of about a million random weights for the given tokenizer, patches of 16 pixels."""
         sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
         sizes["initializer_range"] = TINY_INIT
@@ -279,7 +317,7 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
             "attention_probs_dropout_prob": 0.0,
             "tie_word_embeddings": True,
         }
-        model = cls(GitCaptionerConfig(vision_config=vision, **text, **options))
+        model = cls(GitConfig(vision_config=vision, **text))
         positions = model.git.image_encoder.vision_model.embeddings.position_embedding.weight[1:]
         positions.data.copy_(mae_positions(image_size // TINY_PATCH, positions.shape[-1]))
         return model
@@ -288,9 +326,3 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
     def tiny_processor(tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> GitProcessor:
         """Squeeze to a square, normalise, tokenise."""
         return GitProcessor(BlipImageProcessorPil(size={"height": image_size, "width": image_size}), tokenizer)
-
-
-for _config, _model in ((BlipCaptionerConfig, BlipCaptioner), (GitCaptionerConfig, GitCaptioner)):
-    AutoConfig.register(_config.model_type, _config)
-    AutoModel.register(_config, _model)
-    AutoModelForImageTextToText.register(_config, _model)

@@ -14,9 +14,12 @@ from hf_medvlm.families.captioners.collator import CaptionCollator
 from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
+from hf_medvlm.models.towers import freeze
+from hf_medvlm.models.upstream import OLD_PREFIX
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
 from hf_medvlm.training.lora import add_lora
+from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 DEFAULTS = {"metric_for_best_model": "cider", "greater_is_better": True}
@@ -61,12 +64,13 @@ def load_captioner(
     if path is None:
         tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
         size = options.image_size or 96
-        model = model_class.tiny(tokenizer, size, freeze_vision=options.freeze_vision)
+        model = model_class.tiny(tokenizer, size)
         processor = model_class.tiny_processor(tokenizer, size)
     else:
-        check_family(path, model_class, model_class.published_types)
+        check_family(path, model_class, (OLD_PREFIX + model_class.config_class.model_type,))
         processor = model_class.processor_class(load_image_processor(path, options.image_size), load_tokenizer(path))
-        model = load_strictly(model_class, path, freeze_vision=options.freeze_vision)
+        model = load_strictly(model_class, path)
+    freeze(model.get_encoder("image"), options.freeze_vision)
     if options.lora_rank:
         model = add_lora(model, options.lora_rank)
     return model, processor
@@ -96,16 +100,19 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
             seed=args.training.seed,
         )
 
+    objective = TokenObjective(label_smoothing=model.label_smoothing)
     evaluation = TextEvaluation(
         collator(training=False),
         processor.tokenizer,
         [study.text(sections) for study in splits.train],
+        objective,
         max_new_tokens=options.max_length,
         num_beams=options.num_beams,
     )
     return MedVLMTrainer(
         model=model,
         args=args.training,
+        objective=objective,
         data_collator=collator(training=True),
         evaluation=evaluation,
         train_dataset=StudyRows(splits.train),

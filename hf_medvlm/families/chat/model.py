@@ -1,8 +1,9 @@
 """`LlavaReporter`: transformers' LLaVA-1.5 that reads radiographs and answers in conversations.
 
-What it adds to `LlavaForConditionalGeneration`: a loss that is a token mean over the *global* batch, per-row losses for
-evaluation, one option for what trains, images in any number a row and none in some batches (ZeRO-3 stays in step), and
-an image token that needs no row in the vocabulary, so that an original checkpoint keeps its 32000.
+Its checkpoints are plain LLaVA (llava-hf's): `AutoModelForImageTextToText` opens them without this package. What the
+subclass adds is for training: a loss that is a token mean over all accumulated micro-batches, images in any number a
+row and none in some batches (ZeRO-3 stays in step), and an image token that needs no row in the vocabulary, so that an
+original checkpoint trains with its 32000.
 
 Knows no tokenizer and no conversation. Liu et al. 2023, "Improved Baselines with Visual Instruction Tuning"
 (arXiv 2310.03744).
@@ -14,63 +15,43 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForImageTextToText,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
-)
+from torch import Tensor
+from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
-from hf_medvlm.labels import IGNORE_INDEX, IMAGE_TOKEN_INDEX
-from hf_medvlm.losses import token_losses
-from hf_medvlm.models.outputs import LlavaReporterOutput
+from hf_medvlm.labels import IMAGE_TOKEN_INDEX
+from hf_medvlm.models.towers import freeze
+from hf_medvlm.models.upstream import SavedAsUpstream, token_mean
 
 TRAINS = ("projector", "projector+lora", "projector+llm", "all")
 """Stage 1 of LLaVA; LoRA on the language model; LLaVA's stage 2; the vision tower too."""
 
 
-class LlavaReporterConfig(LlavaConfig):
-    """`LlavaConfig` with `trains`, one of `TRAINS`."""
+class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
+    """LLaVA for reports. Loads `llava-hf/*`, fine-tuned ones and, by `from_published`, original ones."""
 
-    model_type = "medvlm_llava"
-    trains: str = "all"
+    config_class = LlavaConfig
 
-
-class LlavaReporter(LlavaForConditionalGeneration):
-    """LLaVA for reports. Loads `llava-hf/*`, its own checkpoints and, by `from_published`, original ones."""
-
-    config_class = LlavaReporterConfig
-    published_types = ("llava",)
-    # The weights of the loss come from the trainer, as `loss_denominators`; nothing else may be scaled.
-    accepts_loss_kwargs = False
-
-    def __init__(self, config: LlavaReporterConfig) -> None:
+    def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
         # A projector that trains may be in float32 beside a tower in bfloat16.
         self.model.multi_modal_projector.register_forward_pre_hook(
             lambda projector, inputs: (inputs[0].to(projector.linear_1.weight.dtype),)
         )
-        self.set_trainable(config.trains)
+        self.apply_freezing()
+
+    def apply_freezing(self) -> None:
+        """No gradient for the vision layers behind the one that is read."""
+        tower, chosen = self.model.vision_tower, self.config.vision_feature_layer
+        layers = tower.encoder.layers
+        last = max(layer % (len(layers) + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen))
+        for unread in [*layers[last:], tower.post_layernorm]:
+            unread.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        model.set_trainable(model.config.trains)  # loading replaces the parameters, and with them what was frozen
-        return loaded
-
-    def save_pretrained(self, *args: Any, save_original_format: bool = False, **kwargs: Any) -> None:
-        """Saves the weights under the names they have here: the Trainer finds no others when it resumes."""
-        super().save_pretrained(*args, save_original_format=save_original_format, **kwargs)
-
-    @classmethod
-    def from_published(
-        cls, folder: str | Path, config: LlavaReporterConfig | None = None, **options: Any
-    ) -> LlavaReporter:
+    def from_published(cls, folder: str | Path, config: LlavaConfig | None = None, **options: Any) -> LlavaReporter:
         """Load an original `liuhaotian/llava-v1.5-*` folder or a `llava-hf` one, strictly.
 
         Args:
@@ -101,28 +82,10 @@ class LlavaReporter(LlavaForConditionalGeneration):
         """
         if trains not in TRAINS:
             raise ValueError(f"--trains {trains!r}: choose one of {', '.join(TRAINS)}")
-        self.config.trains = trains
-        self.requires_grad_(trains in ("all", "projector+llm"))
-        self.model.vision_tower.requires_grad_(trains == "all")
-        self.model.multi_modal_projector.requires_grad_(True)
-        for unread in self._unread_vision_parts():
-            unread.requires_grad_(False)
-
-    def _unread_vision_parts(self) -> list[nn.Module]:
-        tower, chosen = self.model.vision_tower, self.config.vision_feature_layer
-        layers = tower.encoder.layers
-        last = max(layer % (len(layers) + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen))
-        return [*layers[last:], tower.post_layernorm]
-
-    def train(self, mode: bool = True) -> LlavaReporter:
-        super().train(mode)
-        if self.config.trains != "all":
-            self.model.vision_tower.eval()
-        return self
-
-    def count_loss_items(self, labels: Tensor, **_: Any) -> dict[str, Tensor]:
-        """How many tokens the loss of a batch is a mean of; the trainer sums this over the global batch."""
-        return {"tokens": (labels[:, 1:] != IGNORE_INDEX).sum()}
+        freeze(self.model.language_model, trains not in ("all", "projector+llm"))
+        self.lm_head.requires_grad_(trains in ("all", "projector+llm"))
+        freeze(self.model.vision_tower, trains != "all")
+        self.apply_freezing()
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
         """Token embeddings (B, T, D), image features in the places of the image tokens, in order.
@@ -168,12 +131,12 @@ class LlavaReporter(LlavaForConditionalGeneration):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        loss_denominators: dict[str, Tensor] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
         past_key_values: Any = None,
         inputs_embeds: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **generation: Any,
-    ) -> LlavaReporterOutput:
+    ) -> LlavaCausalLMOutputWithPast:
         """
         Args:
             input_ids: (B, T), every image as `image_tokens` times `config.image_token_id`.
@@ -181,7 +144,7 @@ class LlavaReporter(LlavaForConditionalGeneration):
             attention_mask: (B, T). None with `position_ids` that begin again at 0: rows of several samples,
                 each of which sees only itself.
             labels: (B, T), `IGNORE_INDEX` where nothing is supervised.
-            loss_denominators: {"tokens": ()}, the supervised tokens of the global batch; this batch's own by default.
+            num_items_in_batch: the stock `Trainer`'s count of the tokens that the loss is a mean over.
             generation: what `generate` hands to the language model.
         """
         if inputs_embeds is None:
@@ -195,28 +158,21 @@ class LlavaReporter(LlavaForConditionalGeneration):
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=past_key_values,
-            **({"use_cache": False} if labels is not None else {}),
-            **generation,
+            **(generation | ({"use_cache": False} if labels is not None else {})),
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
-        result = LlavaReporterOutput(
+        result = LlavaCausalLMOutputWithPast(
             logits=logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
         if labels is not None:
-            nll, tokens = token_losses(logits, labels)
-            count = tokens.sum() if loss_denominators is None else loss_denominators["tokens"]
-            result.loss = nll.sum() / count.clamp(min=1)
-            result.nll, result.tokens = nll.detach(), tokens
+            result.loss = token_mean(logits, labels, num_items_in_batch)
         return result
 
 
-if get_checkpoint_conversion_mapping(LlavaReporterConfig.model_type) is None:  # once, where the module is loaded anew
-    # llava-hf's files name the weights as transformers 4 did.
-    register_checkpoint_conversion_mapping(LlavaReporterConfig.model_type, get_checkpoint_conversion_mapping("llava"))
-AutoConfig.register(LlavaReporterConfig.model_type, LlavaReporterConfig)
-AutoModel.register(LlavaReporterConfig, LlavaReporter)
-AutoModelForImageTextToText.register(LlavaReporterConfig, LlavaReporter)
+# llava-hf's files name the weights as transformers 4 did. transformers renames them for its own classes alone, unless
+# the mapping is registered.
+register_checkpoint_conversion_mapping("llava", get_checkpoint_conversion_mapping("llava"), overwrite=True)

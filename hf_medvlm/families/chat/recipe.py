@@ -40,6 +40,7 @@ from hf_medvlm.models.loading import find_folder, load_tokenizer
 from hf_medvlm.training.arguments import DataArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.lora import add_lora, quantise
+from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 
@@ -226,10 +227,12 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
             seed=args.training.seed,
         )
 
+    objective = TokenObjective()
     evaluation = ChatEvaluation(
         collator(training=False),
         processor.tokenizer,
         [answer_of(study) for study in splits.train],
+        objective,
         max_new_tokens=args.model.max_new_tokens,
         num_beams=args.model.num_beams,
         train_studies=splits.train,
@@ -240,6 +243,7 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
     return ChatTrainer(
         model=model,
         args=args.training,
+        objective=objective,
         data_collator=collator(training=True),
         evaluation=evaluation,
         train_dataset=StudyRows(train),

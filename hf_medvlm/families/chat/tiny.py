@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from transformers import LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-from hf_medvlm.families.chat.model import LlavaReporter, LlavaReporterConfig
+from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.models.positions import mae_positions
 
 IMAGE_TOKEN = "<image>"
@@ -87,9 +87,7 @@ def make_processor(
     )
 
 
-def tiny_reporter(
-    tokenizer: PreTrainedTokenizerBase, image_size: int = 96, patch_size: int = 16, trains: str = "all"
-) -> LlavaReporter:
+def tiny_reporter(tokenizer: PreTrainedTokenizerBase, image_size: int = 96, patch_size: int = 16) -> LlavaReporter:
     """A model of about a million random weights for the given tokenizer."""
     sizes = {"hidden_size": 128, "intermediate_size": 320, "num_attention_heads": 4}
     text = sizes | {
@@ -109,12 +107,11 @@ def tiny_reporter(
         "image_size": image_size,
         "patch_size": patch_size,
     }
-    config = LlavaReporterConfig(
+    config = LlavaConfig(
         text_config=text,
         vision_config=vision,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         vision_feature_layer=-1,
-        trains=trains,
     )
     model = LlavaReporter(config)
     positions = model.model.vision_tower.embeddings.position_embedding.weight[1:]

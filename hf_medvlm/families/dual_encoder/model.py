@@ -121,7 +121,6 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
     base_model_prefix = "dual_encoder"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    accepts_loss_kwargs = False
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__(config)

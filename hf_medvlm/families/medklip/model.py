@@ -11,7 +11,7 @@ networks trained from nothing) has none: with batch statistics one batch and its
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +104,6 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
     base_model_prefix = "medklip"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    # The weights of the losses come from the trainer, as `loss_denominators`; nothing else may be scaled.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: MedKlipConfig) -> None:
         super().__init__(config)
@@ -244,7 +242,6 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         labels: Tensor | None = None,
         position_index: Tensor | None = None,
         entity_embeddings: Tensor | None = None,
-        loss_denominators: Mapping[str, Tensor] | None = None,
     ) -> MedKlipOutput:
         """
         Args:
@@ -253,8 +250,6 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
             position_index: (B, E, K), positions to choose from; the first is where the entity is. Read where it is
                 present only.
             entity_embeddings: see `query`.
-            loss_denominators: {"entities": (), "present": ()}, the counts of `count_loss_items` over the global batch;
-                this batch's own by default.
 
         Raises:
             ValueError: no entities, labels or positions of the wrong size.
@@ -264,15 +259,13 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         if labels is None:
             return MedKlipOutput(logits=logits, location_maps=maps)
         self._check_labels(logits, labels, position_index)
-        counts = loss_denominators or self.count_loss_items(labels)
+        counts = {"labelled": (labels >= 0).sum(), "present": (labels == PRESENT).sum()}
         sums = self._loss_sums(features, logits, labels, position_index, entity_embeddings)
-        terms = {
-            name: weight * total / counts[unit].clamp(min=1).to(total.dtype)
-            for name, (weight, total, unit) in sums.items()
-        }
+        terms = {name: total / counts[unit].clamp(min=1) for name, (unit, total) in sums.items()}
         return MedKlipOutput(
             loss=sum(terms.values()),
             loss_terms={name: term.detach() for name, term in terms.items()},
+            loss_sums=sums,
             logits=logits,
             location_maps=maps,
         )
@@ -299,10 +292,6 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
 
     # ------------------------------------------------------------------------------------------- what is learnt
 
-    def count_loss_items(self, labels: Tensor, **_: Any) -> dict[str, Tensor]:
-        """What the losses of a batch are means of: labelled entries and present ones; summed over the global batch."""
-        return {"entities": (labels >= 0).sum(), "present": (labels == PRESENT).sum()}
-
     def _loss_sums(
         self,
         features: Tensor,
@@ -310,8 +299,8 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         labels: Tensor,
         position_index: Tensor | None,
         entity_embeddings: Tensor | None,
-    ) -> dict[str, tuple[float, Tensor, str]]:
-        """name -> (weight, sum over entries, what it is to be divided by)."""
+    ) -> dict[str, tuple[str, Tensor]]:
+        """name -> (the entries it is a sum over, "labelled" or "present"; the weighted sum)."""
         config = self.config
         known, present = labels >= 0, labels == PRESENT
         states = labels[known].long()
@@ -320,18 +309,15 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
             existence = binary_cross_entropy_with_logits(logits[known], targets, reduction="sum") / 2
         else:
             existence = cross_entropy(logits[known], states, reduction="sum")
-        sums = {"existence": (1.0, existence, "entities")}
+        sums = {"existence": ("labelled", existence)}
         if config.position_weight and position_index is not None:
-            sums["position"] = (
-                config.position_weight,
-                self._position_sum(features[present], position_index[present]),
-                "present",
-            )
+            position = self._position_sum(features[present], position_index[present])
+            sums["position"] = ("present", config.position_weight * position)
         if config.semantic_weight:
             meanings = self.entity_embeddings if entity_embeddings is None else entity_embeddings
             texts = meanings.expand(len(labels), -1, -1)[present]
             away = 1 - cosine_similarity(self.semantic_projection(features[present]), texts, dim=-1)
-            sums["semantic"] = (config.semantic_weight, away.sum(), "present")
+            sums["semantic"] = ("present", config.semantic_weight * away.sum())
         return sums
 
     def _position_sum(self, features: Tensor, candidates: Tensor) -> Tensor:

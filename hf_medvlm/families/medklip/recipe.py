@@ -24,6 +24,7 @@ from hf_medvlm.labels import MEDKLIP_ENTITIES, MEDKLIP_POSITIONS
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import option, split_names
+from hf_medvlm.training.objective import FindingsObjective
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 DEFAULTS = {"metric_for_best_model": "mean_auc", "greater_is_better": True}
@@ -201,6 +202,7 @@ def medklip_trainer(
     return MedVLMTrainer(
         model=model,
         args=args.training,
+        objective=FindingsObjective(),
         data_collator=collator(model.config.entities, training=True),
         evaluation=MedKlipEvaluation(
             collator([*model.config.entities, *held_out], training=False),

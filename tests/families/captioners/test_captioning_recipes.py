@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
+from transformers import AutoModelForImageTextToText, AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
 
 from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.tiny import train_tokenizer
@@ -86,7 +86,8 @@ def test_one_command_leaves_a_whole_run(recipe, cache, tmp_path):
     assert set(results["baselines"]) == {"constant_normal", "most_frequent", "shuffled"}
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == results["n"]
     assert "constant_normal" in done.stdout and "bleu4" in done.stdout
-    model, processor = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder, backend="pil")
+    model = {"finetune_blip": BlipCaptioner, "finetune_git": GitCaptioner}[recipe].from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
     pixels = processor(images=Image.new("RGB", (40, 40)), return_tensors="pt").pixel_values
     start = torch.tensor([[model.first_token(model.config)]])
     assert model.generate(pixels, start, max_new_tokens=3).shape[0] == 1
@@ -162,7 +163,7 @@ def test_lora_leaves_a_plain_model_and_the_adapter_beside_it(recipe, cache, tmp_
     code, _, err = recipe("finetune_blip", *QUICK, "--lora_rank", "4", "--output_dir", "o")
     assert code == 0, err
     assert (tmp_path / "o" / "adapter" / "adapter_model.safetensors").exists()
-    assert isinstance(AutoModel.from_pretrained(tmp_path / "o"), BlipCaptioner)
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "o")) is BlipForConditionalGeneration
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.families.chat.recipe import ChatTrainer, add_reporter_lora
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
 from hf_medvlm.training.lora import quantise, write_merged
+from hf_medvlm.training.objective import TokenObjective
 
 HEADER = "image,patient_id,split,question,answer,answer_type\n"
 
@@ -48,6 +49,7 @@ def trainer(parts: SimpleNamespace, folder: Path, model=None, **options) -> Chat
     return ChatTrainer(
         model=model or tiny_reporter(parts.tokenizer, 16, 8),
         args=ChatTrainingArguments(output_dir=str(folder), disable_tqdm=True, **(arguments | options)),
+        objective=TokenObjective(),
         data_collator=parts.collator,
         train_dataset=StudyRows(parts.studies),
     )
@@ -78,7 +80,9 @@ def test_batches_are_grouped_by_modality_or_by_length(parts, tmp_path):
 
 def frozen_base(parts: SimpleNamespace) -> LlavaReporter:
     torch.manual_seed(0)
-    return tiny_reporter(parts.tokenizer, 16, 8, trains="projector+lora")
+    model = tiny_reporter(parts.tokenizer, 16, 8)
+    model.set_trainable("projector+lora")
+    return model
 
 
 def test_adapters_train_save_merge_and_agree(parts, tmp_path):
@@ -179,7 +183,7 @@ def test_vqa_rad_is_read_and_turned_into_many_turns(tmp_path):
     first, second = as_multi_turn(studies)
     texts = [turn["value"] for turn in turns_of(first)]
     assert texts == ["<image>\nClear?", "yes", "Which side?", "left"] and len(turns_of(second)) == 2
-    evaluation = ChatEvaluation(None, None, (), train_studies=studies)
+    evaluation = ChatEvaluation(None, None, (), TokenObjective(), train_studies=studies)
     assert evaluation.majority_answers() == {"CLOSED": "yes", "OPEN": "left"}
 
 

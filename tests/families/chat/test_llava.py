@@ -10,11 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import LlavaConfig
 
 from hf_medvlm.collators.packing import pack, pad
-from hf_medvlm.families.chat.model import TRAINS, LlavaReporter, LlavaReporterConfig
+from hf_medvlm.families.chat.model import TRAINS, LlavaReporter
 from hf_medvlm.families.chat.tiny import IMAGE_TOKEN, make_processor, tiny_reporter, train_chat_tokenizer
 from hf_medvlm.labels import IGNORE_INDEX, IMAGE_TOKEN_INDEX
+from hf_medvlm.training.objective import TokenObjective
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "llava_preprocess"
 
@@ -39,6 +41,11 @@ def sample(model: LlavaReporter, *parts: int | None) -> dict[str, list[int]]:
     return {"input_ids": ids, "labels": labels}
 
 
+def nll_of(model: LlavaReporter, batch: dict, **more: torch.Tensor) -> torch.Tensor:
+    """(B,), the summed loss of each row."""
+    return TokenObjective()(model, batch | more).per_study["nll"]
+
+
 def images(count: int) -> torch.Tensor:
     return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(count))
 
@@ -46,7 +53,7 @@ def images(count: int) -> torch.Tensor:
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_image_features_are_merged_as_llava_does(side):
     golden = load_file(GOLDEN / "merge.safetensors")
-    config = LlavaReporterConfig(
+    config = LlavaConfig(
         text_config={"model_type": "llama", "vocab_size": 700, "hidden_size": 4, "num_attention_heads": 1}
         | {"intermediate_size": 4, "num_hidden_layers": 1},
         vision_config={"model_type": "clip_vision_model", "hidden_size": 4, "num_attention_heads": 1}
@@ -99,17 +106,18 @@ def test_several_images_none_and_one_in_one_batch(model):
     rows = [sample(model, 1, None, 5, None, 6, 2), sample(model, 1, 7, 2), sample(model, 1, None, 8, 2)]
     pixels = images(3)
     with torch.no_grad():
-        together = model(**pad(rows, 0), pixel_values=pixels)
+        whole = model(**pad(rows, 0), pixel_values=pixels)
+        together = nll_of(model, pad(rows, 0), pixel_values=pixels)
         alone = [
-            model(**pad(rows[:1], 0), pixel_values=pixels[:2]).nll,
-            model(**pad(rows[1:2], 0)).nll,
-            model(**pad(rows[2:], 0), pixel_values=pixels[2:]).nll,
+            nll_of(model, pad(rows[:1], 0), pixel_values=pixels[:2]),
+            nll_of(model, pad(rows[1:2], 0)),
+            nll_of(model, pad(rows[2:], 0), pixel_values=pixels[2:]),
         ]
         packed = model(**pack(rows), pixel_values=pixels)
-        swapped = model(**pad(rows, 0), pixel_values=pixels[[1, 0, 2]])
-    torch.testing.assert_close(together.nll, torch.cat(alone), rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(packed.loss, together.loss, rtol=1e-5, atol=1e-5)
-    assert (swapped.nll[0] - together.nll[0]).abs() > 1e-4 and torch.equal(swapped.nll[1:], together.nll[1:])
+        swapped = nll_of(model, pad(rows, 0), pixel_values=pixels[[1, 0, 2]])
+    torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed.loss, whole.loss, rtol=1e-5, atol=1e-5)
+    assert (swapped[0] - together[0]).abs() > 1e-4 and torch.equal(swapped[1:], together[1:])
 
 
 def test_packed_neighbours_are_not_seen(model):
@@ -125,7 +133,8 @@ def test_a_black_image_may_stand_for_a_text_as_in_llava(model):
     model.eval()
     batch = pad([sample(model, 1, None, 5, 2), sample(model, 1, 7, 2)], 0)
     with torch.no_grad():
-        assert torch.equal(model(**batch, pixel_values=images(2)).nll, model(**batch, pixel_values=images(2)[:1]).nll)
+        spare, needed = (nll_of(model, batch, pixel_values=images(2)[:count]) for count in (2, 1))
+        assert torch.equal(spare, needed)
     with pytest.raises(ValueError, match=r"4 image tokens in the text, but 3 image\(s\) of 4"):
         model(**batch, pixel_values=images(3))
     with pytest.raises(ValueError, match=r"4 image tokens in the text, but 0 image\(s\)"):
@@ -134,28 +143,28 @@ def test_a_black_image_may_stand_for_a_text_as_in_llava(model):
 
 def test_the_loss_is_divided_by_the_tokens_of_the_global_batch(model):
     batch = pad([sample(model, 1, 7, 8, 2), sample(model, 1, 9, 2)], 0)
-    counts = model.count_loss_items(**batch)
+    objective = TokenObjective()
+    counts = objective.count(batch)
     assert counts["tokens"] == 5
     with torch.no_grad():
-        whole = model(**batch).loss
-        parts = [
-            model(**{key: value[row : row + 1] for key, value in batch.items()}, loss_denominators=counts).loss
-            for row in range(2)
-        ]
+        whole = objective(model, batch).loss
+        rows = [{key: value[row : row + 1] for key, value in batch.items()} for row in range(2)]
+        parts = [objective(model, row, counts).loss for row in rows]
+        stock = [model(**row, num_items_in_batch=counts["tokens"]).loss for row in rows]
     torch.testing.assert_close(sum(parts), whole)
+    torch.testing.assert_close(sum(stock), whole)
+    torch.testing.assert_close(model(**batch).loss, whole)
 
 
 @pytest.mark.parametrize("trains", TRAINS)
-def test_what_trains_is_one_option_and_survives_saving(trains, model, tmp_path):
+def test_what_trains_is_one_option(trains, model):
     model.set_trainable(trains)
-    model.save_pretrained(tmp_path)
-    for found in (model, LlavaReporter.from_pretrained(tmp_path)):
-        parts = {"vision_tower.": False, "language_model.": False, "multi_modal_projector.": False, "lm_head.": False}
-        for name, parameter in found.named_parameters():
-            parts |= {part: True for part in parts if part in name and parameter.requires_grad}
-        whole = trains in ("projector+llm", "all")
-        assert list(parts.values()) == [trains == "all", whole, True, whole]
-        assert found.train().model.vision_tower.training == (trains == "all")
+    parts = {"vision_tower.": False, "language_model.": False, "multi_modal_projector.": False, "lm_head.": False}
+    for name, parameter in model.named_parameters():
+        parts |= {part: True for part in parts if part in name and parameter.requires_grad}
+    whole = trains in ("projector+llm", "all")
+    assert list(parts.values()) == [trains == "all", whole, True, whole]
+    assert model.train().model.vision_tower.training == (trains == "all")
     with pytest.raises(ValueError, match="--trains 'llm': choose one of projector, "):
         model.set_trainable("llm")
 

@@ -18,7 +18,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from hf_medvlm.families.chat.model import LlavaReporter, LlavaReporterConfig
+from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.families.chat.published import VISION, assemble, load_projector, rename, to_published
 from hf_medvlm.labels import IMAGE_TOKEN_INDEX
 
@@ -44,7 +44,7 @@ ORIGINAL = {**TEXT, "model_type": "llava_llama", "mm_projector_type": "mlp2x_gel
 
 def reporter() -> LlavaReporter:
     torch.manual_seed(0)
-    config = LlavaReporterConfig(
+    config = LlavaConfig(
         text_config={"model_type": "llama", **TEXT},
         vision_config={"model_type": "clip_vision_model", **VISION_CONFIG},
         image_token_index=50,
@@ -154,10 +154,15 @@ def test_a_llava_hf_folder_with_names_of_transformers_4(tmp_path):
     folder = write(tmp_path, old, config.to_dict() | {"image_token_index": 50}, 1, "safetensors")
     (folder / "model-00001-of-00001.safetensors").rename(folder / "model.safetensors")
     found = LlavaReporter.from_published(folder)
-    assert type(found.config) is LlavaReporterConfig
+    assert type(found.config) is LlavaConfig
     torch.testing.assert_close(logits(found), logits(model), rtol=0, atol=0)
     found.save_pretrained(tmp_path / "ours")
-    assert set(load_file(tmp_path / "ours" / "model.safetensors")) == set(model.state_dict())
+    saved = set(load_file(tmp_path / "ours" / "model.safetensors"))
+    plain, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
+    assert not any(info.values()) and "language_model.lm_head.weight" in saved
+    assert all(torch.equal(value, plain.state_dict()[key]) for key, value in model.state_dict().items())
+    plain.save_pretrained(tmp_path / "plain")
+    assert saved == set(load_file(tmp_path / "plain" / "model.safetensors"))
 
 
 def test_assembled_from_a_language_model_and_a_clip(tmp_path):
@@ -218,7 +223,7 @@ def test_missing_unexpected_and_broken_files_are_refused(tmp_path):
 
 def test_the_published_7b_by_shapes_alone():
     with torch.device("meta"):
-        model = LlavaReporter(LlavaReporterConfig(text_config={"model_type": "llama", "vocab_size": 32000}))
+        model = LlavaReporter(LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32000}))
     shapes = {key: tuple(value.shape) for key, value in to_published(model).items()}
     assert (
         sum(p.numel() for p in model.model.language_model.parameters()) + model.lm_head.weight.numel() == 6_738_415_616
