@@ -53,8 +53,8 @@ class TextEvaluation(Evaluation):
         collator: with `training=False`.
         tokenizer: turns generated ids into text.
         train_reports: the training targets; the most frequent one is a baseline.
-        objective: what the model is trained for, which the loss of the split is scored by; `per_study` holds `nll` and
-            `tokens`.
+        objective: what the model is trained for, which the loss of the split is scored by; its `per_study` holds
+            `nll` and `tokens`. Where there are only images to write about, none is needed.
         max_new_tokens: where generation stops if the model does not end by itself; such reports are counted.
         num_beams: 1 is greedy.
         studies: what `compute_metrics` scores, in the order of the evaluation data set.
@@ -63,7 +63,7 @@ class TextEvaluation(Evaluation):
     collator: GenerativeCollator
     tokenizer: PreTrainedTokenizerBase
     train_reports: Sequence[str]
-    objective: TokenLoss
+    objective: TokenLoss | None = None
     max_new_tokens: int = 128
     num_beams: int = 1
     studies: Sequence[Study] = ()
@@ -76,6 +76,10 @@ class TextEvaluation(Evaluation):
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`nll` and `tokens` of the reference (B,), and what `predict_images` gives."""
+        if self.objective is None:
+            raise ValueError(
+                f"{type(self).__name__} needs the objective that the model is trained for, to score its loss"
+            )
         losses = self.objective(model, batch["loss"]).per_study
         return {name: losses[name] for name in ("nll", "tokens")} | self.predict_images(model, batch)
 

@@ -42,7 +42,7 @@ def test_the_table_has_a_line_a_metric_and_a_column_a_baseline():
 
 
 def test_text_scores_stand_beside_their_baselines_and_name_their_protocol():
-    evaluation = TextEvaluation(Targets(), tokenizer=None, train_reports=[NORMAL, NORMAL, SICK], objective=None)
+    evaluation = TextEvaluation(Targets(), tokenizer=None, train_reports=[NORMAL, NORMAL, SICK])
     references = [NORMAL, SICK, SICK, NORMAL]
     scores = evaluation.score_reports(references, references, studies(*references))
     assert scores.metrics["bleu4"] == pytest.approx(1) and scores.metrics["findings_f1_micro"] == pytest.approx(1)
@@ -58,7 +58,7 @@ def test_text_scores_stand_beside_their_baselines_and_name_their_protocol():
 
 
 def test_the_same_sentence_for_every_study_is_shown_as_such():
-    evaluation = TextEvaluation(Targets(), tokenizer=None, train_reports=[NORMAL], objective=None)
+    evaluation = TextEvaluation(Targets(), tokenizer=None, train_reports=[NORMAL])
     scores = evaluation.score_reports([NORMAL] * 4, [NORMAL, SICK, SICK, NORMAL], studies(NORMAL, SICK, SICK, NORMAL))
     assert scores.metrics["distinct_predictions"] == 0.25
     assert scores.metrics["bleu4"] == pytest.approx(scores.baselines["shuffled"]["bleu4"])
