@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("hf_medvlm.commands.train", "train a model: run one of the recipes"),
     "prepare": ("hf_medvlm.commands.prepare", "turn a corpus into one master file of studies"),
     "evaluate": ("hf_medvlm.commands.evaluate", "score a trained model on a data set"),
+    "predict": ("hf_medvlm.commands.predict", "apply a trained model to images without reports"),
     "report": ("hf_medvlm.commands.report", "draw a finished run's figures, report page and card again"),
     "push": ("hf_medvlm.commands.push", "push a finished run's model to the Hub"),
     "doctor": ("hf_medvlm.commands.doctor", "print the environment, as a bug report needs it"),

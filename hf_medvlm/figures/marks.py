@@ -37,15 +37,14 @@ def relation(reference: int | None, prediction: int | None) -> str | None:
 def compare(
     reference: Mapping[str, int | None], prediction: Mapping[str, int | None], *, labelled_only: bool = False
 ) -> dict[str, str]:
-    """Finding -> relation, for every finding that either side speaks of.
+    """Finding -> relation, for every finding that the model was asked for and either side speaks of.
 
     Args:
+        prediction: finding -> state or None, for all that the model could have named: no other counts as missed.
         labelled_only: leave out findings without a state in the reference: for classifiers, which answer every
             question, where a reference that is silent is a missing label and not a denial.
     """
-    names = [
-        n for n in {**reference, **prediction} if n != DERIVED and not (labelled_only and reference.get(n) is None)
-    ]
+    names = [n for n in prediction if n != DERIVED and not (labelled_only and reference.get(n) is None)]
     found = {name: relation(reference.get(name), prediction.get(name)) for name in names}
     return {name: how for name, how in found.items() if how}
 

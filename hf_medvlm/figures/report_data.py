@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ def collect(run: Run) -> Page:
     pictures = dict(zip(paths, _read_images(run, paths, side), strict=True))
     places = {path: place for place, path in enumerate(paths)}
     page.jpegs = [pictures[path][0] for path in paths]
+    page.head["references"] = any(map(_has_reference, run.predictions))
     for number, prediction in enumerate(run.predictions):
         study = _study(number, prediction, page.maps)
         views = _views(prediction)
@@ -63,6 +65,11 @@ def collect(run: Run) -> Page:
         page.studies.append(study)
     _pick_highlights(page, run)
     return page
+
+
+def _has_reference(prediction: Mapping[str, Any]) -> bool:
+    """False for what was predicted of new images, which there is nothing to hold against."""
+    return "reference" in prediction or "findings_reference" in prediction
 
 
 def _head(run: Run) -> dict[str, Any]:
@@ -136,8 +143,9 @@ def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _study(number: int, prediction: Mapping[str, Any], maps: list[str]) -> dict[str, Any]:
     reference, predicted = (prediction.get(f"findings_{side}") or {} for side in ("reference", "prediction"))
+    margins = prediction.get("zero_shot") or {}
     if not predicted:  # a margin above 0 says present
-        predicted = {name: int(margin > 0) for name, margin in (prediction.get("zero_shot") or {}).items()}
+        predicted = {name: int(margin > 0) for name, margin in margins.items()}
     texts = [str(prediction.get(side) or "") for side in ("reference", "prediction")]
     asked = "zero_shot" in prediction
     scores = _finite(prediction.get("scores") or {})
@@ -145,7 +153,10 @@ def _study(number: int, prediction: Mapping[str, Any], maps: list[str]) -> dict[
     asked = asked or not texts[1] or not names.isdisjoint(scores)  # a classifier: it says nothing of other findings
     if asked:
         reference = {name: state for name, state in reference.items() if name in predicted}
-    relations = compare(reference, predicted, labelled_only=asked)
+    relations = compare(reference, predicted, labelled_only=asked) if _has_reference(prediction) else {}
+    likely = prediction.get("probabilities") or {n: v for n, v in scores.items() if n in names and v is not None}
+    if not likely:  # of zero-shot margins: a softmax over the two sides
+        likely = {name: 1 / (1 + math.exp(-max(-50.0, margin))) for name, margin in margins.items()}
     study_scores = {name: value for name, value in scores.items() if name not in names and value is not None}
     changes = _changes(prediction)
     share = agreement(relations | {name: how for name, _, _, how in changes})
@@ -158,9 +169,9 @@ def _study(number: int, prediction: Mapping[str, Any], maps: list[str]) -> dict[
         "reference": mark(texts[0], predicted, is_reference=True) if predicted else [(texts[0], "", "")],
         "prediction": mark(texts[1], reference, is_reference=False) if reference else [(texts[1], "", "")],
         "findings": [[n, reference.get(n), predicted.get(n), how] for n, how in relations.items()] + changes,
-        "likely": sorted(
-            ([n, v] for n, v in scores.items() if n in names and v is not None), key=lambda pair: -pair[1]
-        ),
+        "said": [[n, state] for n, state in predicted.items() if state and not _has_reference(prediction)],
+        "question": str(prediction.get("question") or ""),
+        "likely": sorted(([n, float(f"{v:.4g}")] for n, v in likely.items()), key=lambda pair: -pair[1]),
         "scores": {name: float(f"{value:.4g}") for name, value in study_scores.items()},
         "boxes": [
             {"image": b.get("image", 0), "xywh": b["xywh"], "name": b.get("finding") or b.get("phrase") or ""}

@@ -50,6 +50,7 @@ def load(
     half = None if dtype is not None else settings.get("autocast")
     predictor = family.load_predictor(folder, settings, _dtype(dtype))
     predictor.model.to(where)
+    predictor.weights = folder
     predictor.folder, predictor.batch_size = Path(run_or_checkpoint), batch_size
     predictor.autocast = _dtype(half) if half and _knows(where, half) else None
     return predictor

@@ -68,6 +68,25 @@ class Pictures(Mapping[str, Image.Image]):
         return len(self.pictures)
 
 
+class FolderPictures(Mapping[str, Image.Image]):
+    """The pictures of a folder by their path in it, which remembers the sizes, (width, height), of what it opened."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.sizes: dict[str, tuple[int, int]] = {}
+
+    def __getitem__(self, name: str) -> Image.Image:
+        picture = open_radiograph(self.folder / name)
+        self.sizes[name] = picture.size
+        return picture
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sizes)
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+
 def as_studies(
     pictures: Sequence[Picture], previous: Sequence[Picture | None] | None = None
 ) -> tuple[list[Study], list[Study], Pictures]:

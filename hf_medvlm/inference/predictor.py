@@ -63,6 +63,7 @@ class Predictor:
         batch_size: int = 8,
     ) -> None:
         self.model, self.evaluation, self.folder = model.eval(), evaluation, Path(folder)
+        self.weights = self.folder  # the folder on this machine, where `folder` is a Hub id
         self.autocast, self.batch_size = autocast, batch_size
         self._lock = threading.RLock()  # collators hold the images of one call; two threads take turns
 
@@ -203,6 +204,15 @@ class Predictor:
     def tell(self, outputs: Outputs) -> dict[str, Any]:
         """One study's outputs in words and numbers: what `predictions.jsonl` says of it."""
         return self.evaluation.describe(outputs)
+
+    def find(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
+        """`locate`, of a batch as `collate` gave it."""
+        with torch.inference_mode(), self._precision():
+            return self.locate(self._to_device(batch), phrases)
+
+    def length(self, study: Study) -> int:
+        """What decides how much a study must be padded beside others; equal for families that read one image."""
+        return 0
 
     def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """phrase -> its map (h, w) over what the model sees, on the CPU, for each study of a batch on the device."""

@@ -95,12 +95,18 @@ def load_table(
     date_column: str | None = None,
     image_folder: str | Path | None = None,
     cache_folder: str | Path | None = None,
+    needs_text: bool = True,
 ) -> Corpus:
-    """`read_table` before priors are linked and splits are drawn: what `prepare_data` checks first."""
+    """`read_table` before priors are linked and splits are drawn: what `prepare_data` checks first.
+
+    Args:
+        needs_text: a row without a text is left out, and a table without a text column is refused; False where a
+            trained model is to write the text.
+    """
     path, rejected = str(path), []
     rows = list(_rows(path, image_column, image_folder, cache_folder, rejected))
     columns = list(dict.fromkeys(name for _, _, row in rows for name in row))
-    sections = _sections(path, columns, text_columns)
+    sections = _sections(path, columns, text_columns) if needs_text or text_columns else {}
     patient_column = patient_column or ("patient_id" if "patient_id" in columns else None)
     date_column = date_column or ("study_date" if "study_date" in columns else None)
     used = [image_column, *sections, *(name for name in (patient_column, date_column, split_column) if name)]
@@ -121,7 +127,7 @@ def load_table(
             for column, section in sections.items():
                 texts[section].append(_text(row.get(column)))
             text = {section: "\n".join(filter(None, parts)) for section, parts in texts.items()}
-            if not any(text.values()):
+            if needs_text and not any(text.values()):
                 raise EntryError("empty text", f"nothing in {', '.join(sections)}")
             patient_id = _text(row.get(patient_column)) if patient_column else study_id
             if not patient_id:
@@ -145,7 +151,7 @@ def load_table(
     if not entries:
         first = f"; the first: {rejected[0]}" if rejected else ""
         raise ValueError(f"{path}: none of {len(rejected)} rows can be used{first}")
-    if not patient_column:
+    if needs_text and not patient_column:
         warnings.warn(
             f"{path} has no patient column, so the split is by study and one patient may be in two splits: leakage "
             "cannot be excluded. Name the column that tells patients apart with --patient_column.",

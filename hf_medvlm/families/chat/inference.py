@@ -89,6 +89,10 @@ class ChatPredictor(Predictor):
             [replace(row, study=self._asked(row.study, text)) for row, text in zip(rows, asked, strict=True)]
         )
 
+    def length(self, study: Study) -> int:
+        """Images, which are most of a prompt's tokens."""
+        return len(study.images) if self.collator.options.views == "all" or TURNS in study.extra else 1
+
     def _asked(self, study: Study, question: str) -> Study:
         """The study with the question; one that brings a conversation of its own keeps it, unless one is asked."""
         if TURNS in study.extra and not question:

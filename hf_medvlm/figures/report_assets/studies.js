@@ -28,7 +28,9 @@ function haystack(study) {
 
 function matches(study, query, finding, error, view) {
   if (view && !study.views.includes(view)) return false;
-  if (finding || error) {
+  if (finding && !HEAD.references) {
+    if (!study.said.some(([name]) => name === finding)) return false;
+  } else if (finding || error) {
     const errors = ["contradict", "missed", "added"];
     const wrong = (how) => (error === "any" ? errors.includes(how) : !error || error === "none" || how === error);
     const named = study.findings.filter(([name]) => !finding || name === finding);
@@ -71,7 +73,10 @@ function turn(to) {
 function card(study) {
   const head = html("h3", {}, study.id, study.patient ? html("span", { class: "muted" }, `patient ${study.patient}`) : null, study.badge ? html("span", { class: `badge ${study.badge}` }, study.badge) : null);
   const side = (title, parts) => html("div", {}, html("h4", {}, title), html("div", { class: "text", tabindex: 0 }, ...marked(parts)));
-  const body = html("div", {}, head, html("div", { class: "texts" }, side("Reference", study.reference), side("Prediction", study.prediction)));
+  const told = study.prediction.some(([piece]) => piece !== "") || HEAD.references;
+  const sides = [HEAD.references ? side("Reference", study.reference) : null, told ? side(study.question || "Prediction", study.prediction) : null].filter(Boolean);
+  const body = html("div", {}, head, html("div", { class: sides.length > 1 ? "texts" : "texts one" }, ...sides));
+  if (study.said.length) body.append(html("div", { class: "chips" }, ...study.said.map(([name, value]) => html("span", { class: "chip" }, `${name} ${state(value)}`))));
   if (study.findings.length) body.append(html("div", { class: "chips" }, ...study.findings.map(chip)));
   if (study.likely.length) body.append(html("div", { class: "likely" }, ...study.likely.map((pair) => likely(pair, study))));
   const scores = Object.entries(study.scores).map(([name, value]) => html("span", {}, `${words(name)} ${show(value)}`));
@@ -136,7 +141,7 @@ function viewer(study) {
   draw();
   if (study.images.length > 1 || study.images[0].view) controls.append(tabs);
   if (study.maps.length) controls.append(html("label", {}, "heat map ", choice), html("label", {}, slider));
-  if (study.boxes.length) controls.append(html("label", {}, boxes, " boxes"));
+  if (study.boxes.length) controls.append(html("label", {}, boxes, " boxes of the reference"));
   return html("div", {}, stage, controls);
 }
 
@@ -176,7 +181,9 @@ function choose(finding, error) {
 function drawStudies() {
   if (!STUDIES.length) return;
   reveal("studies", "Studies");
-  const names = [...new Set(STUDIES.flatMap((study) => study.findings.map((row) => row[0])))].sort();
+  const names = [...new Set(STUDIES.flatMap((study) => [...study.findings, ...study.said].map((row) => row[0])))].sort();
+  if (STUDIES.some((study) => study.maps.length)) field("studies-title").textContent = "What did it say, and where did it look?";
+  field("error-filter").hidden = field("legend").hidden = !HEAD.references;
   const views = [...new Set(STUDIES.flatMap((study) => study.views))].sort();
   options(field("finding"), [["", "all"], ...names.map((name) => [name, name])]);
   options(field("error"), [["", "all studies"], ["any", "any error"], ["none", "no error"], ...Object.entries(RELATIONS).map(([how, [sign, label]]) => [how, `${sign} ${label}`])]);
