@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.images import DICOM_SUFFIXES, PILLOW_FORMATS
+from hf_medvlm.data.images import DICOM_SUFFIXES
 from hf_medvlm.data.load import cache_folder, is_master_file
 from hf_medvlm.data.sources.base import Rejected, link_priors
 from hf_medvlm.data.sources.table import load_table
