@@ -125,9 +125,7 @@ def _folder(folder: Path, folder_is_study: bool) -> NewStudies:
             continue
         kind, view, uid = _header(path)
         if kind == "other":
-            rejected.append(
-                Rejected(str(path), None, None, "no image", f"not a DICOM, {', '.join(PILLOW_FORMATS)} file")
-            )
+            rejected.append(Rejected(str(path), None, None, "no image", "not a DICOM, PNG, JPEG, BMP or WebP file"))
             continue
         key = f"folder {path.parent}" if folder_is_study else f"uid {uid}" if uid else f"file {name}"
         groups[key].append(StudyImage(name, view or None))
