@@ -92,4 +92,4 @@ class PairCollator:
         """`pixel_values` (B, 3, H, W) of the frontal images: the part of a batch that needs no text."""
         images = [(row, row.study.frontal) for row in rows]
         processor = self.processor.image_processor
-        return {"pixel_values": read_pixels(images, self.image_folder, processor, self.training, self.seed)}
+        return read_pixels(images, self.image_folder, processor, self.training, self.seed)

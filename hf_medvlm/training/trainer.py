@@ -26,6 +26,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel, Trainer
 
+from hf_medvlm.collators.augmentation import finish_batch
+from hf_medvlm.collators.pixels import Unfinished
 from hf_medvlm.data.rows import Row, StudyRows
 from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
 from hf_medvlm.training.arguments import MedVLMArguments
@@ -116,12 +118,26 @@ class MedVLMTrainer(Trainer):
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
+    def finishes_pixels(self) -> bool:
+        """Whether pictures are varied and normalised here, in batches, and not by the workers: on any but a CPU."""
+        return self.args.device.type != "cpu"
+
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """The Trainer's, which moves the batch to the device; pictures of 8 bits become pixel values there."""
+        return finish_batch(super()._prepare_inputs(inputs))
+
     def get_train_dataloader(self) -> DataLoader:
         """The Trainer's; where the studies do not fill one global batch, the last small batch is kept."""
         args = self.args
         if len(self.train_dataset) < self._train_batch_size * args.world_size:
             args.dataloader_drop_last = False
-        return super().get_train_dataloader()
+        collate = self.data_collator
+        if self.finishes_pixels():
+            self.data_collator = Unfinished(collate)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collate
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The Trainer's, without its pickle of the arguments: `run.json` says it all, and nothing here is unpickled.
@@ -188,7 +204,10 @@ class MedVLMTrainer(Trainer):
         rounds = -(-len(batches) // world)
         mine = [batches[min(i * world + rank, len(batches) - 1)] for i in range(rounds)]
         loader = DataLoader(
-            rows, batch_sampler=mine, collate_fn=self._evaluation_batch, num_workers=self.args.dataloader_num_workers
+            rows,
+            batch_sampler=mine,
+            collate_fn=Unfinished(self._evaluation_batch) if self.finishes_pixels() else self._evaluation_batch,
+            num_workers=self.args.dataloader_num_workers,
         )
         model = self.evaluation_model()
         seen: dict[int, dict[str, np.ndarray]] = {}

@@ -12,7 +12,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
 from hf_medvlm.data.images import augment, base, find_broken, open_radiograph
-from hf_medvlm.data.images.augment import pose
+from hf_medvlm.data.images.augment import Variation
 
 REAL_DICOM = Path(__file__).parents[3] / "shared" / "data" / "dicom"
 
@@ -281,7 +281,7 @@ def test_augmentation_never_mirrors() -> None:
 def test_augmentation_moves_less_than_a_tenth() -> None:
     """Boxes in pixels of the stored image stay useful, and a zone stays the zone that the report names."""
     for seed in range(200):
-        a, b, c, d, e, f = pose((100, 100), np.random.default_rng(seed))
+        a, b, c, d, e, f = Variation.draw(np.random.default_rng(seed)).affine((100, 100))
         assert a * e - b * d > 0
         corners = np.array([[30, 30, 1], [70, 30, 1], [30, 70, 1], [70, 70, 1]])
         moved = corners @ np.array([[a, d], [b, e], [c, f]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
@@ -11,6 +12,8 @@ from PIL import Image, ImageFile, ImageOps
 from hf_medvlm.data.images.base import check_size, largest, luminance, to_8_bits
 
 PILLOW_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+Least = Callable[[int, int], tuple[int, int]]
+"""(width, height) of a file -> the (width, height) that are enough."""
 SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM")
 _DEEP_COLOUR = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 
@@ -20,20 +23,20 @@ def is_picture(head: bytes) -> bool:
     return head.startswith(SIGNATURES) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
 
 
-def read_picture(handle: BinaryIO, least: tuple[int, int] | None = None) -> Image.Image:
+def read_picture(handle: BinaryIO, least: Least | None = None) -> Image.Image:
     """A picture file as mode "L", upright; what is transparent becomes black.
 
     Args:
-        least: (width, height); a JPEG may be decoded at 1/2, 1/4 or 1/8, as long as it is no smaller than this.
+        least: see `open_radiograph`.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the limit is ours, below
         opened = Image.open(handle, formats=PILLOW_FORMATS)
     with opened as image:
         check_size(*image.size)
-        if least and image.format == "JPEG":
-            turned = image.getexif().get(0x0112, 1) >= 5  # its sides are exchanged
-            image.draft("L", least[::-1] if turned else least)
+        if least and image.format == "JPEG" and image.getexif().get(0x0112, 1) == 1:
+            image.info["full_size"] = image.size
+            image.draft("L", least(*image.size))
         coding = image.tile[0].args if image.tile and image.format == "PNG" else None
         if coding == "LA;16B" or coding in _DEEP_COLOUR:
             grey = _read_deep_png(image, handle, coding)
@@ -55,10 +58,14 @@ def to_greyscale(image: Image.Image) -> Image.Image:
         grey = Image.fromarray(to_8_bits(values, 0, largest(values.max())))
         grey.info["exif"] = image.getexif().tobytes()
         return ImageOps.exif_transpose(grey)
+    full = image.info.get("full_size")
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
-    return image.convert("L")
+    grey = image.convert("L")
+    if full:
+        grey.info["full_size"] = full
+    return grey
 
 
 def _reopen(handle: BinaryIO) -> ImageFile.ImageFile:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from hf_medvlm.data.images.base import MAX_PIXELS, Refused
 from hf_medvlm.data.images.dicom import DICOM_SUFFIXES, read_dicom
-from hf_medvlm.data.images.pictures import PILLOW_FORMATS, is_picture, read_picture
+from hf_medvlm.data.images.pictures import PILLOW_FORMATS, Least, is_picture, read_picture
 
 _NOT_READ = {  # what other files begin with -> (what they are, whether Pillow can convert them)
     b"GIF8": ("a GIF", True),
@@ -25,7 +25,7 @@ _NOT_READ = {  # what other files begin with -> (what they are, whether Pillow c
 }
 
 
-def open_radiograph(path: str | Path | BinaryIO, least: tuple[int, int] | None = None) -> Image.Image:
+def open_radiograph(path: str | Path | BinaryIO, least: Least | None = None) -> Image.Image:
     """Read a PNG, JPEG, BMP, WebP or DICOM file as a PIL image of mode "L".
 
     DICOM is known by its content or its suffix. Of several frames the first is taken. Colour becomes luminance, what is
@@ -33,8 +33,9 @@ def open_radiograph(path: str | Path | BinaryIO, least: tuple[int, int] | None =
 
     Args:
         path: a file, or an open binary file such as `io.BytesIO` of bytes that a table holds.
-        least: (width, height) that are enough: a JPEG is then decoded at the smallest of 1/8, 1/4, 1/2 and 1 that gives
-            no less. Other files come as they are.
+        least: (width, height) of the file -> (width, height) that are enough: a JPEG is then decoded at the smallest
+            of 1/8, 1/4, 1/2 and 1 that gives no less, with the file's size in `info["full_size"]`. Other files, and
+            turned ones, come as they are.
 
     Raises:
         ValueError: the file is missing, empty, no regular file, not an image, cut short, larger than `MAX_PIXELS`, or
@@ -81,7 +82,7 @@ def why_unusable(path: Path) -> str | None:
         return str(error)
 
 
-def _read(path: str | Path | BinaryIO, least: tuple[int, int] | None = None) -> Image.Image:
+def _read(path: str | Path | BinaryIO, least: Least | None = None) -> Image.Image:
     """The picture, or `ValueError` with the bare reason."""
     if not isinstance(path, (str, Path)):
         return _decode(path, "", least)
@@ -97,7 +98,7 @@ def _read(path: str | Path | BinaryIO, least: tuple[int, int] | None = None) -> 
         raise ValueError(f"it cannot be opened: {error.strerror}") from error
 
 
-def _decode(handle: BinaryIO, suffix: str, least: tuple[int, int] | None) -> Image.Image:
+def _decode(handle: BinaryIO, suffix: str, least: Least | None) -> Image.Image:
     head = handle.read(132)
     handle.seek(0)
     if not head:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hf_medvlm.collators.augmentation import PRESENT, TABLE
 from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.collators.pixels import read_pixels
 from hf_medvlm.data.rows import Row, as_rows
@@ -102,10 +103,15 @@ class PriorCollator(PairCollator):
         """`pixel_values`, `previous_pixel_values` and `has_previous`."""
         batch = super().images(rows)
         has_previous = torch.tensor([row.study.study_id in self.priors for row in rows])
-        previous = torch.zeros_like(batch["pixel_values"])
+        # the variation and the look-up table of unfinished pixels are the current image's
+        previous = {f"previous_{name}": value for name, value in batch.items()}
+        previous["previous_pixel_values"] = torch.zeros_like(batch["pixel_values"])
         later = [row for row in rows if row.study.study_id in self.priors]
         if later:
             images = [(row, self.priors[row.study.study_id].frontal) for row in later]
             processor = self.processor.image_processor
-            previous[has_previous] = read_pixels(images, self.image_folder, processor, self.training, self.seed)
-        return batch | {"previous_pixel_values": previous, "has_previous": has_previous}
+            read = read_pixels(images, self.image_folder, processor, self.training, self.seed)
+            previous["previous_pixel_values"][has_previous] = read["pixel_values"]
+        if f"pixel_values{TABLE}" in batch:
+            previous[f"previous_pixel_values{PRESENT}"] = has_previous
+        return batch | previous | {"has_previous": has_previous}

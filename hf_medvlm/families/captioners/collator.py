@@ -85,7 +85,7 @@ class CaptionCollator:
         labels = input_ids.masked_fill(attention_mask == 0, IGNORE_INDEX)
         labels[:, : len(prompt)] = IGNORE_INDEX
         return {
-            "pixel_values": self.pixels(rows),
+            **self.pixels(rows),
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": labels,
@@ -95,9 +95,9 @@ class CaptionCollator:
         """The batch for `generate`: images and prompt only. One prompt for all, so nothing is padded."""
         rows = as_rows(rows)
         input_ids = torch.tensor([self.prompt_ids]).repeat(len(rows), 1)
-        return {"pixel_values": self.pixels(rows), "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+        return {**self.pixels(rows), "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 
-    def pixels(self, rows: list[Row]) -> Tensor:
-        """(B, 3, H, W), the frontal image of each study."""
+    def pixels(self, rows: list[Row]) -> dict[str, Tensor]:
+        """`pixel_values` (B, 3, H, W), the frontal image of each study."""
         images = [(row, row.study.frontal) for row in rows]
         return read_pixels(images, self.image_folder, self.processor.image_processor, self.training, self.seed)

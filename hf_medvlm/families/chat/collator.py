@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import LlavaProcessor, PreTrainedTokenizerBase
 
@@ -179,5 +178,4 @@ class ChatCollator:
         images = [(row, image) for row in rows for image in row.study.images]
         if not images:
             return {}
-        values = read_pixels(images, self.image_folder, self.processor.image_processor, self.training, self.seed)
-        return {"pixel_values": torch.as_tensor(values)}
+        return read_pixels(images, self.image_folder, self.processor.image_processor, self.training, self.seed)

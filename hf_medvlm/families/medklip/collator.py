@@ -101,7 +101,7 @@ class FindingsCollator:
     def images(self, rows: list[Row]) -> dict[str, Tensor]:
         """`pixel_values` (B, 3, H, W) of the frontal images: the part of a batch that needs no text."""
         images = [(row, row.study.frontal) for row in rows]
-        return {"pixel_values": read_pixels(images, self.image_folder, self.image_processor, self.training, self.seed)}
+        return read_pixels(images, self.image_folder, self.image_processor, self.training, self.seed)
 
     def _sample_positions(self, row: Row, triplets: Sequence[Triplet]) -> np.ndarray:
         """(E, K): for an entity that is present, one of its positions and K - 1 where it is not; else zeros."""
