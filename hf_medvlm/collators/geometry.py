@@ -75,9 +75,11 @@ class Preparation:
         full = picture.info.get("full_size", picture.size)
         size, times = self.resized(*full), round(full[0] / picture.width)
         if self.stretch:
-            low, high = picture.getextrema()
-            steps = np.arange(256.0) - low
-            picture = picture.point((steps / max(high - low, 1) * 255).clip(0, 255).astype(np.uint8).tolist())
+            low, high = np.asarray(picture).min(), np.asarray(picture).max()
+            steps = np.arange(256.0) - float(low)
+            picture = picture.point(
+                (steps / max(float(high) - float(low), 1) * 255).clip(0, 255).astype(np.uint8).tolist()
+            )
         # the last row and column of blocks, made from what is left of the sides, may stand for fewer pixels
         return picture.resize(size, self.resample, (0, 0, full[0] / times, full[1] / times))
 

@@ -90,7 +90,7 @@ def open_image(row: Row, image: StudyImage | None, folder: ImageFolder, way: Pre
     if isinstance(folder, Mapping):
         picture = folder[image.path]
     else:
-        picture = open_radiograph(Path(folder) / image.path, way and way.enough)
+        picture = open_radiograph(Path(folder) / image.path, way.enough if way else None)
     return picture if way is None else way.resize(picture)
 
 
