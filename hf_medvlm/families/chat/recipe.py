@@ -1,4 +1,4 @@
-"""What `recipes/llava_mimic.py` is made of: conversations, model, trainer. Options are in `llava_arguments.py`."""
+"""What `recipes/llava_mimic.py` is made of: conversations, model, trainer. Options are in `arguments.py`."""
 
 from __future__ import annotations
 
