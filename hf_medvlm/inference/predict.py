@@ -49,12 +49,14 @@ class PredictOptions:
         question: put to a chat model, instead of the prompts that it was trained with.
         maps: heat maps of so many of the findings that are predicted, the likeliest; 0 for none.
         workers: processes that read images beside the model; 0 reads them between the batches.
+        embeddings_only: of each study no more than its embedding, id and images: an index.
     """
 
     batch_size: int = 16
     question: str = ""
     maps: int = 3
     workers: int = 1
+    embeddings_only: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.maps < 0 or self.workers < 0:
@@ -230,6 +232,8 @@ def _tell(
             "images": [{"path": image.path, "view": image.view} for image in study.images],
             "map_image": study.images.index(study.frontal) if study.frontal else 0,
         }
+        if options.embeddings_only:
+            told = {}
         asked = {"question": options.question} if options.question else {}
         yield row, line | asked | told | ({"maps": maps} if maps else {}), output.get("image_embeds")
 
@@ -353,6 +357,7 @@ def _settings(predictor: Predictor, found: NewStudies, options: PredictOptions) 
         "studies": studies.hexdigest(),
         "question": options.question,
         "maps": options.maps,
+        "embeddings only": options.embeddings_only,
         "part": max(1, min(LARGEST_PART, -(-len(found.studies) // MOST_PARTS))),
     }
 

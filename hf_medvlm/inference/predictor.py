@@ -53,6 +53,7 @@ class Predictor:
     family = "model"  # "a captioner", for messages
     abilities: frozenset[str] = frozenset()
     takes_previous = False
+    map_meaning = ""  # what the numbers of `ground` are
 
     def __init__(
         self,

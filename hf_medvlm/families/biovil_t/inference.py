@@ -56,6 +56,7 @@ class BioViLTPredictor(Predictor):
     """Compares radiographs with texts and, where it is given the one before, with that."""
 
     family = "a BioViL-T"
+    map_meaning = "cosine of each patch with the phrase, smoothed"
 
     @property
     def abilities(self) -> frozenset[str]:  # type: ignore[override]

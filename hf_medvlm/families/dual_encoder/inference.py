@@ -44,6 +44,7 @@ class PairPredictor(Predictor):
     """Puts radiographs and texts into one space."""
 
     family = "a dual encoder"
+    map_meaning = "mean cosine of each patch with the words of the phrase"
 
     @property
     def abilities(self) -> frozenset[str]:  # type: ignore[override]

@@ -47,6 +47,7 @@ class MedKlipPredictor(Predictor):
     """Looks for each entity and says how likely it is."""
 
     family = "a MedKLIP"
+    map_meaning = "the decoder's attention, sums to 1 over the patches"
     abilities = frozenset({"findings", "ground"})
     text_encoder: str | None = None  # what embeds descriptions: a BERT's folder, or None for hashing
 

@@ -41,9 +41,10 @@ class PatchPredictor(PairPredictor):
     abilities = frozenset({"embed", "embed_texts", "findings", "ground"})
 
     @property
-    def asks_the_phrase(self) -> bool:
-        """Whether the phrase decides which patches are kept; variants C to E choose by the image alone."""
-        return self.model.config.variant not in "CDE"
+    def map_meaning(self) -> str:  # type: ignore[override]
+        """Variants C to E choose their patches by the image alone."""
+        by = "the image alone" if self.model.config.variant in "CDE" else "the phrase"
+        return f"how much each patch counts, 0 where it was not kept; chosen by {by}"
 
     def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """How much each patch counts beside a phrase, 0 where it was not kept."""
