@@ -262,3 +262,24 @@ def test_deep_pixels_are_read_as_from_a_file(saved, tmp_path):
     predictor = load(saved("dual_encoder")[0])
     rows = predictor.embed([tmp_path / "deep.png", deep, Image.open(tmp_path / "deep.png")])
     np.testing.assert_allclose(rows[1:], [rows[0]] * 2, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["biovil_t", "medklip"])
+def test_a_run_without_boxes_shows_maps_of_what_it_named(name, splits, tmp_path):
+    from dataclasses import replace
+
+    from families import build
+
+    family = build(name, splits)
+    bare = [replace(study, boxes=()) for study in splits.test[:7]]
+    predictions = make_trainer(family, splits, tmp_path).scores(StudyRows(bare)).predictions
+    named = [p for p in predictions if any(p.get("findings_reference", {}).get(n) == 1 for n in p["maps"])]
+    assert named, "what a report states has a map, box or not"
+    for prediction in predictions:
+        plain = {name for name in prediction["maps"] if not name.endswith("Grad-CAM")}
+        for finding in plain:
+            said = (prediction.get("findings_prediction") or {}).get(finding)
+            margin = (prediction.get("zero_shot") or {}).get(finding, -1)
+            likely = said == 1 or margin > 0 or finding in family.evaluation.collator.__dict__.get("findings", ())
+            assert likely or prediction["findings_reference"][finding] == 1
+            assert np.isfinite(np.array(prediction["maps"][finding], dtype=float)).any()

@@ -20,10 +20,11 @@ from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Scores, run_over
 from hf_medvlm.evaluation.grounding import add_grounding
+from hf_medvlm.evaluation.maps import thumbnail_map, to_image_size
 from hf_medvlm.evaluation.prompts import sentence_pairs
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
 from hf_medvlm.families.biovil_t.collator import PROGRESSIONS, PriorCollator, progression_labels
-from hf_medvlm.families.biovil_t.phrase_grounding import similarity_map, to_image_size
+from hf_medvlm.families.biovil_t.phrase_grounding import similarity_map
 from hf_medvlm.families.biovil_t.sentence_similarity import sentence_similarity
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.metrics import facts
@@ -42,6 +43,7 @@ PROGRESSION_PROTOCOL = (
 )
 HEADLINES = {"progression": "progression_accuracy", "findings": "mean_auc", "alignment": "combined"}
 SHOWN_CELLS = 32  # a side of the maps that are kept for the figures
+SHOWN_STUDIES, SHOWN_FINDINGS = 200, 4  # at the head of the split, whose findings have maps without boxes too
 SIGMA, SIGMA_GRID = 1.5, 14  # published smoothing, in patches of the published grid; finer than that on smaller grids
 
 
@@ -65,10 +67,10 @@ class BioViLTEvaluation(RetrievalEvaluation):
         return sentence_pairs(self.findings)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        """The collator's batch; `phrases`, the tokenised phrases of all boxes; `sizes` (B, 2) of images with boxes."""
+        """The collator's batch; `phrases`, the tokenised phrases of all boxes; `sizes` (B, 2) of images with maps."""
         batch = self.collate_for_trainer(rows)
         batch["phrase_counts"] = [len(located_phrases(row.study)) for row in rows]
-        batch["sizes"] = torch.tensor([self._image_size(row.study) for row in rows])
+        batch["sizes"] = torch.tensor([self._image_size(row) for row in as_rows(rows)])
         phrases = [phrase for row in rows for phrase in located_phrases(row.study)]
         batch["phrases"] = self.collator.tokenize(phrases) if phrases else None
         return batch
@@ -83,9 +85,10 @@ class BioViLTEvaluation(RetrievalEvaluation):
         """
         return run_over(self, self.model, self.studies)
 
-    def _image_size(self, study: Study) -> tuple[int, int]:
-        """Width and height of the image that has boxes, in pixels; 0 and 0 where there are none."""
-        if not located_phrases(study):
+    def _image_size(self, row: Row) -> tuple[int, int]:
+        """Width and height of the image whose maps are kept, in pixels; 0 and 0 of the others."""
+        study = row.study
+        if not located_phrases(study) and row.index >= SHOWN_STUDIES:
             return 0, 0
         return open_radiograph(f"{self.collator.image_folder}/{study.frontal.path}").size
 
@@ -112,6 +115,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
             "text_embeds": output.text_embeds,
             "scalar/logit_scale": output.representations["logit_scale"].expand(len(output.image_embeds)),
             "similarity": self._similarities(model, alone.patch_embeds, batch),
+            "finding_maps": self._finding_maps(alone.patch_embeds),
         }
 
     def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -149,6 +153,13 @@ class BioViLTEvaluation(RetrievalEvaluation):
             }
         return said
 
+    def _finding_maps(self, patch_embeds: Tensor) -> Tensor:
+        """Smoothed cosine maps of the sentences for each finding, (B, C, h, w)."""
+        sigma = SIGMA * min(1, patch_embeds.shape[-2] / SIGMA_GRID)
+        wanted = self._prompts[:, 0].to(patch_embeds)
+        maps = [[similarity_map(grid.permute(1, 2, 0), text, sigma) for text in wanted] for grid in patch_embeds]
+        return torch.stack([torch.stack(own) for own in maps])
+
     def _similarities(self, model: nn.Module, patch_embeds: Tensor, batch: dict[str, Any]) -> Tensor:
         """Smoothed cosine maps of each study's phrases, (B, most phrases of a study, h, w), NaN where there is none."""
         counts, (height, width) = batch["phrase_counts"], patch_embeds.shape[-2:]
@@ -165,6 +176,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
     def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
         if "text_embeds" in outputs:
             scores = super().score(outputs, studies)
+            self._keep_maps(scores, outputs, studies)
             self._score_grounding(scores, outputs, studies)
             self._score_sentences(scores)
         else:
@@ -242,6 +254,23 @@ class BioViLTEvaluation(RetrievalEvaluation):
         scores.add({name: found[name] for name in ("mean_auc", "mean_ap", "mean_f1")}, facts.FINDINGS, how)
         scores.add({name: value for name, value in found.items() if name.startswith("auc/")}, facts.FINDINGS, how)
 
+    def _keep_maps(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
+        """Where the findings that the model or the report calls present are, with boxes or without: for the pages."""
+        processor = self.collator.processor.image_processor
+        for number, (prediction, study) in enumerate(zip(scores.predictions, studies, strict=True)):
+            prediction["maps"] = {}
+            prediction["map_image"] = study.images.index(study.frontal) if study.images else 0
+            width, height = map(int, outputs["size"][number])
+            if not width:
+                continue
+            found = {name: rows[number] for name, rows in outputs.items() if name in ("zero_shot", "findings")}
+            said = self.describe(found)
+            likely, present = said["probabilities"], said["findings_prediction"]
+            names = [n for n in self.findings if n != "No Finding" and 1 in (present.get(n), study.labels.get(n))]
+            for name in sorted(names, key=lambda name: -likely.get(name, 0.0))[:SHOWN_FINDINGS]:
+                grid = torch.from_numpy(outputs["finding_maps"][number][self.findings.index(name)])
+                prediction["maps"][name] = thumbnail_map(grid, (width, height), processor, SHOWN_CELLS)
+
     def _score_grounding(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
         if not any(map(located_phrases, studies)):
             return
@@ -252,8 +281,6 @@ class BioViLTEvaluation(RetrievalEvaluation):
         ):
             rng = np.random.default_rng(zlib.crc32(study.study_id.encode()))
             sizes = int(width), int(height), processor.resize_size, processor.crop_size
-            prediction["maps"] = {}
-            prediction["map_image"] = study.images.index(study.frontal) if study.images else 0
             for (phrase, boxes), similarity in zip(located_phrases(study).items(), maps, strict=False):
                 mask = box_mask(boxes, width, height)
                 noise = torch.from_numpy(rng.normal(size=similarity.shape).astype(np.float32))

@@ -6,7 +6,7 @@ Headlines: `mean_auc`, `pointing_game`. Thresholds are chosen on validation stud
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -83,16 +83,20 @@ class MedKlipEvaluation(Evaluation):
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """Pixels, labels, `size` (B, 2), width and height of the frontal images that have boxes, and `explain` (B, E),
-        whose evidence is to be shown: what is boxed in the first studies.
+        whose evidence is to be shown: of the first studies what is boxed or, without boxes, what the report states.
         """
         rows, batch, names = as_rows(rows), self.collator(rows), list(self.collator.entities[: self.trained])
         sizes = [self._image_size(row.study) for row in rows]
-        boxed = [boxed_entities(row.study, names) if row.index < EXPLAINED else {} for row in rows]
+        stated = [[name for name, label in zip(names, own, strict=False) if label == 1] for own in batch["labels"]]
+        wanted = [
+            (boxed_entities(row.study, names) or own) if row.index < EXPLAINED else ()
+            for row, own in zip(rows, stated, strict=True)
+        ]
         return {
             "pixel_values": batch["pixel_values"],
             "labels": batch["labels"],
             "size": torch.tensor(sizes),
-            "explain": torch.tensor([[name in found for name in names] for found in boxed]),
+            "explain": torch.tensor([[name in found for name in names] for found in wanted]),
         }
 
     def _image_size(self, study: Study) -> tuple[int, int]:
@@ -255,7 +259,8 @@ class MedKlipEvaluation(Evaluation):
                 for entity, own in boxes.items()
                 for xywh in own
             ]
-            prediction["maps"] = {entity: np.round(maps[names.index(entity)], 5).tolist() for entity in boxes}
+            shown = [*boxes, *(name for name in _spoken_of(prediction) if name not in boxes)]
+            prediction["maps"] = {entity: np.round(maps[names.index(entity)], 5).tolist() for entity in shown}
             prediction["maps"] |= {
                 f"{name}, Grad-CAM": np.round(shown, 5).tolist()
                 for name, shown in zip(names, evidence, strict=False)
@@ -300,6 +305,16 @@ class MedKlipEvaluation(Evaluation):
             }
             for study, row, truth in zip(studies, probability, labels, strict=True)
         ]
+
+
+def _spoken_of(prediction: Mapping[str, Any], most: int = 6) -> list[str]:
+    """The entities that the model or the report calls present, the likeliest first: what a reader wants to see."""
+    present = [
+        name
+        for name in prediction["scores"]
+        if 1 in (prediction["findings_prediction"][name], prediction["findings_reference"][name])
+    ]
+    return sorted(present, key=lambda name: -prediction["scores"][name])[:most]
 
 
 def shared_name(model: str | None) -> str | None:

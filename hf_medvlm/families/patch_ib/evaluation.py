@@ -20,6 +20,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Scores, run_over
+from hf_medvlm.evaluation.maps import crop_of, thumbnail_map
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
 from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.intervals import bootstrap_interval
@@ -31,6 +32,7 @@ CURVES = (
     "area under the cosine of image and report while the most salient patches are taken away (deletion) or come in "
     "first (insertion), mean over studies (RISE, arXiv 1806.07421, on patches)"
 )
+SHOWN_STUDIES = 200  # at the head of the split, whose maps are kept for the pages
 MEASURES = ("mask_precision", "mask_recall", "mask_iou", "pointing_game", "box_share")
 
 
@@ -88,10 +90,19 @@ class PatchEvaluation(RetrievalEvaluation):
             scores.add(area, facts.GROUNDING, f"{name}: {CURVES}", better=better, unit="cosine")
             scores.figures[name] = curve.tolist()
         for i, (study, prediction) in enumerate(zip(studies, scores.predictions, strict=True)):
-            prediction["maps"] = {"salience": np.round(salience[i], 3).tolist(), "kept": kept[i].tolist()}
+            prediction["maps"] = self._maps(study, salience[i], kept[i]) if i < SHOWN_STUDIES else {}
             prediction["map_image"] = study.images.index(study.frontal)
             prediction["scores"] |= rows[i]
         return scores
+
+    def _maps(self, study: Study, salience: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
+        """Both maps over the whole image, for the pages; null where the model's crop leaves it out."""
+        processor = self.collator.processor.image_processor
+        size = open_radiograph(Path(self.collator.image_folder) / study.frontal.path).size
+        if size[0] == size[1] and len(set(crop_of(processor))) == 1:  # the model sees all of it
+            return {"salience": np.round(salience, 3).tolist(), "kept": kept.tolist()}
+        maps = {"salience": salience, "kept": kept}
+        return {name: thumbnail_map(torch.from_numpy(grid), size, processor) for name, grid in maps.items()}
 
     def _against_boxes(self, study: Study, kept: np.ndarray, salience: np.ndarray) -> dict[str, float]:
         """The measures of one study; NaN without boxes on its frontal image."""
