@@ -33,12 +33,16 @@ class Splits:
         image_folder: what their image paths are relative to.
         name: the data set's name, for the model card.
         rejected: what was left out.
+        notes: what was guessed about a table, for the user to check.
+        patients_known: False where nothing in the data tells patients apart, so that one may be in two splits.
     """
 
     studies: Mapping[str, Sequence[Study]]
     image_folder: Path
     name: str
     rejected: Sequence[Rejected] = field(default_factory=tuple)
+    notes: Sequence[str] = ()
+    patients_known: bool = True
 
     @property
     def train(self) -> Sequence[Study]:
@@ -65,10 +69,11 @@ def cache_folder() -> Path:
 def load_splits(
     dataset: str = "synthetic",
     image_folder: str | Path | None = None,
-    image_column: str = "image",
+    image_column: str | None = None,
     text_columns: str | None = None,
     patient_column: str | None = None,
     split_column: str | None = None,
+    encoding: str | None = None,
     verify_images: bool = True,
     synthetic_studies: int = 2000,
     synthetic_size: int = 128,
@@ -93,6 +98,8 @@ def load_splits(
     """
     section_alternatives(sections)  # a name that is none stops here, before any pixel is read
     rejected: list[Rejected] = []
+    notes: list[str] = []
+    patients_known = True
     if dataset == "synthetic":
         folder = cache_folder() / f"synthetic-v{GENERATOR}-{synthetic_studies}-{synthetic_size}"
         studies = make_studies(folder, count=synthetic_studies, size=synthetic_size)
@@ -105,16 +112,25 @@ def load_splits(
         else:
             exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
             table = load_table(
-                dataset, image_column, text_columns, patient_column, split_column, None, folder, exported
+                dataset,
+                image_column,
+                text_columns,
+                patient_column,
+                split_column,
+                image_folder=folder,
+                cache_folder=exported,
+                encoding=encoding,
+                held_out=held_out,
             )
             studies, rejected = link_priors(table.studies), table.rejected
-            folder = table.image_folder or folder
+            folder, notes, patients_known = table.image_folder or folder, table.notes, table.patients_known
         studies = with_splits(studies, held_out)
     if verify_images:
         studies = drop_broken(studies, folder, rejected)
     studies = _drop_unusable(studies, dataset, rejected, sections)
     name = Path(dataset).name if Path(dataset).exists() else dataset
-    return splits_of(studies, folder, name, rejected, train_studies, eval_studies, held_out)
+    splits = splits_of(studies, folder, name, rejected, train_studies, eval_studies, held_out)
+    return replace(splits, notes=tuple(notes), patients_known=patients_known)
 
 
 def with_splits(studies: Sequence[Study], held_out: bool = False) -> list[Study]:

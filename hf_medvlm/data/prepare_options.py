@@ -54,7 +54,7 @@ def read_corpus(options: Namespace) -> Corpus:
     table = root / options.table if (root / options.table).exists() else options.table
     return load_table(
         *(table, options.image_column, options.text_columns, options.patient_column),
-        *(options.split_column, options.date_column, root, root),
+        *(options.split_column, options.date_column, root, root, options.encoding),
     )
 
 
@@ -94,11 +94,12 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
         required=True,
         help="a file or data set in --root, or a Hub id; images inside it are exported to --root",
     )
-    table.add_argument("--image_column", default="image", help="column of the image paths")
-    table.add_argument("--text_columns", help="names divided by commas; else findings, impression, report if there")
-    table.add_argument("--patient_column", help="tells patients apart; else patient_id if there")
+    table.add_argument("--image_column", help="column of the image paths; else known by its name")
+    table.add_argument("--text_columns", help="names divided by commas; else findings, impression, report, text")
+    table.add_argument("--patient_column", help="tells patients apart; else known by its name (patient_id, subject_id)")
     table.add_argument("--split_column", help="holds train, validate, test; else split if it does")
-    table.add_argument("--date_column", help="orders a patient's studies; else study_date if there")
+    table.add_argument("--date_column", help="orders a patient's studies; else study_date or date if there")
+    table.add_argument("--encoding", help="of a text file, cp1252 say; by default UTF-8, or what its mark says")
     return parser, {"mimic-cxr": mimic, "iu-xray": iu_xray, "roco": roco, "table": table}
 
 

@@ -60,12 +60,15 @@ def option(default: Any, help: str) -> Any:
 class DataArguments:
     """Which studies."""
 
-    dataset: str = option("synthetic", "synthetic; a master .jsonl; a .csv or .jsonl table; a Hub id or saved dataset")
+    dataset: str = option(
+        "synthetic", "synthetic; a master .jsonl; a table (.csv, .jsonl, .xlsx, .parquet); a folder; a Hub id"
+    )
     image_folder: str | None = option(None, "what image paths are relative to; by default the folder of --dataset")
-    image_column: str = option("image", "table: column with the image path (or the image itself)")
-    text_columns: str | None = option(None, "table: text columns, by commas; findings, impression, report by default")
-    patient_column: str | None = option(None, "table: patient column; by default patient_id where it is there")
+    image_column: str | None = option(None, "table: column with the image path, or the image; else known by its name")
+    text_columns: str | None = option(None, "table: text columns, by commas; else findings, impression, report, text")
+    patient_column: str | None = option(None, "table: patient column; else known by its name (patient_id, subject_id)")
     split_column: str | None = option(None, "table: split column; without one, patients are split 80/10/10 by a hash")
+    encoding: str | None = option(None, "table: encoding of a text file, cp1252 say; UTF-8 or its mark by default")
     verify_images: bool = option(True, "decode every image once before training; broken ones are named and left out")
     synthetic_studies: int = option(2000, "how many studies --dataset synthetic makes")
     synthetic_size: int = option(128, "their side in pixels")

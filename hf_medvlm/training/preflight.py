@@ -38,8 +38,11 @@ def _data(checks: Checks, splits: Splits) -> None:
     sizes = ", ".join(f"{len(studies)} {split}" for split, studies in splits.studies.items())
     patients = len({study.patient_id for studies in splits.studies.values() for study in studies})
     checks.add(OK, "data", f"{splits.name}: {sizes} studies of {patients} patients, images in {splits.image_folder}")
+    for note in splits.notes:
+        checks.add(OK, "table", note)
+    first = {entry.reason: entry for entry in reversed(splits.rejected)}
     for reason, count in splits.rejections().items():
-        checks.add(WARNING, "left out", f"{count} x {reason}; rejected.jsonl will name them")
+        checks.add(WARNING, "left out", f"{count} x {reason}; the first: {first[reason]}")
     for split in ("validate", "test"):
         if not splits.studies[split]:
             checks.add(WARNING, "data", f"the {split} split is empty; there will be no {split} scores")
@@ -80,6 +83,9 @@ def _leakage(checks: Checks, splits: Splits) -> None:
         checks.add(
             WARNING, "leakage", f"{twice} images stand in two splits; scores on them are no test of anything new"
         )
+    elif not splits.patients_known:
+        way_out = "name the column that tells patients apart with --patient_column"
+        checks.add(WARNING, "leakage", f"patients are not known, so that one may be in two splits; {way_out}")
     else:
         checks.add(OK, "leakage", "no patient and no image stands in two splits")
 

@@ -10,7 +10,7 @@ import csv
 import difflib
 import math
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -49,8 +49,9 @@ class Corpus:
     """What a reader found: studies, not yet given a split of ours, and what it left out.
 
     `places` says for each study id in which file, on which line, it stands, for what is found wrong with it later.
-    `linked` says that the reader has named all priors there are; `image_folder` is set where image paths are relative
-    to another folder than the one that was given, since images lay inside the data set and were exported.
+    `linked` says that the reader has named all priors there are. `image_folder` is set where image paths are relative
+    to another folder than the one that was given, since images lay inside the data set and were exported. `notes` say
+    what was guessed; `patients_known` is False where nothing tells patients apart.
     """
 
     studies: list[Study] = field(default_factory=list)
@@ -58,6 +59,8 @@ class Corpus:
     places: dict[str, tuple[str, int | None]] = field(default_factory=dict)
     linked: bool = False
     image_folder: Path | None = None
+    notes: list[str] = field(default_factory=list)
+    patients_known: bool = True
 
     def add(self, study: Study, file: str, line: int | None) -> None:
         self.studies.append(study)
@@ -101,16 +104,28 @@ def list_folder(folder: str | Path) -> list[str]:
 
 
 def read_csv(
-    path: str | Path, required: Iterable[str], rejected: list[Rejected], delimiter: str = ","
+    path: str | Path,
+    required: Iterable[str],
+    rejected: list[Rejected],
+    delimiter: str = ",",
+    encoding: str | None = None,
+    skip: int = 0,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, row) of a CSV file with a header; rows of another width than the header go to `rejected`.
 
+    Args:
+        encoding: by default UTF-8, or what a byte order mark says.
+        skip: lines before the header.
+
     Raises:
-        ValueError: with file and line: no header, a required column missing, a truncated gzip, bad quotes, not UTF-8.
+        ValueError: with file and line: no header, a required column missing or a column that stands twice, a truncated
+            gzip, bad quotes, bytes of another encoding.
     """
-    return _csv_rows(
-        path, required, rejected, delimiter, lambda header: lambda row: dict(zip(header, row, strict=True))
-    )
+
+    def as_dict(header: list[str]) -> Callable[[list[str]], dict[str, str]]:
+        return lambda row: dict(zip(header, row, strict=True))
+
+    return _csv_rows(path, required, rejected, delimiter, as_dict, encoding, skip)
 
 
 def read_columns(
@@ -126,27 +141,44 @@ def _csv_rows(
     rejected: list[Rejected],
     delimiter: str,
     shape: Callable[[list[str]], Callable[[list[str]], Cells]],
+    encoding: str | None = None,
+    skip: int = 0,
 ) -> Iterator[tuple[int, Cells]]:
     """Each row's first line and what `shape`, given the header, makes of the row."""
-    line = 1
-    with open_text(path) as handle:
+    line = 1 + skip
+    with open_text(path, encoding) as handle:
+        for _ in range(skip):
+            handle.readline()
         try:
             reader = csv.reader(handle, delimiter=delimiter, strict=True)
-            header = next(reader, [])
-            require_columns(f"{path}:1", header, required)
+            header = [name.strip() for name in next(reader, [])]
+            require_columns(f"{path}:{line}", header, required)
+            refuse_repeated(path, header)
             made_of, width = shape(header), len(header)
-            line = reader.line_num + 1
+            line = reader.line_num + 1 + skip
             for row in reader:
                 if len(row) == width:
                     yield line, made_of(row)
                 elif row:
                     detail = f"{len(row)} fields, the header has {width}"
                     rejected.append(Rejected(str(path), line, None, "wrong number of fields", detail))
-                line = reader.line_num + 1
+                line = reader.line_num + 1 + skip
         except GZIP_ERRORS as error:
             raise ValueError(f"{path}:{line}: {broken_gzip(error)}") from error
         except csv.Error as error:
-            raise ValueError(f"{path}:{line}: not CSV: {error}") from error
+            hint = "" if "field larger" in str(error) else "; is a quotation mark open, or the separator another?"
+            raise ValueError(f"{path}:{line}: not CSV: {error}{hint}") from error
+
+
+def refuse_repeated(path: str | Path, header: Sequence[str]) -> None:
+    """Raise `ValueError` where two columns have one name: which of them is meant nobody can tell."""
+    twice = [name for name, count in Counter(header).items() if count > 1 and name]
+    if twice:
+        places = [str(place) for place, name in enumerate(header, start=1) if name == twice[0]]
+        raise ValueError(
+            f"{path}:1: column {twice[0]!r} stands {len(places)} times (columns {', '.join(places)}); rename or remove "
+            "all but one"
+        )
 
 
 def parse_date(text: str, time: str = "") -> str:
