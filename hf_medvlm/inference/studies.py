@@ -22,7 +22,7 @@ from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.study import Study, StudyImage, iter_jsonl
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".gz")
+TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".parquet", ".gz")
 LATERAL = "LATERAL"
 _LATERAL_WORDS, _FRONTAL_WORDS = {"lateral", "lat", "ll"}, {"pa": "PA", "ap": "AP"}
 
@@ -47,7 +47,7 @@ class NewStudies:
 def find_studies(
     source: str | Path,
     image_folder: str | Path | None = None,
-    image_column: str = "image",
+    image_column: str | None = None,
     folder_is_study: bool = False,
     previous: str | Path | None = None,
 ) -> NewStudies:
@@ -80,7 +80,7 @@ def find_studies(
     exported = cache_folder() / "exported" / str(path).strip("/.").replace("/", "--")
     corpus = load_table(path, image_column, image_folder=folder, cache_folder=exported, needs_text=False)
     studies = link_priors(corpus.studies, corpus.linked)
-    return NewStudies(studies, exported if exported.is_dir() else folder, path.name, tuple(corpus.rejected))
+    return NewStudies(studies, corpus.image_folder or folder, path.name, tuple(corpus.rejected))
 
 
 def _master(path: Path, folder: Path) -> NewStudies:
