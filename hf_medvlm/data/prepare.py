@@ -9,7 +9,7 @@ import gc
 import json
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -18,9 +18,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from hf_medvlm.data.boxes import attach_progression, read_boxes, read_progression, with_boxes
 from hf_medvlm.data.conversations import to_llava, with_conversations
 from hf_medvlm.data.convert_images import convert_images
 from hf_medvlm.data.files import atomic_open, write_json
+from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.prepare_options import read_corpus
 from hf_medvlm.data.quality import (
     apply_label_policy,
@@ -124,13 +126,19 @@ def _blocks(options: Namespace) -> Iterator[Block]:
         return
     tables = read_tables(options.root, options.image_suffix)
     yield Block(rejected=tables.rejected)
-    if len(tables.study_ids) < 2 * BLOCK or options.convert or options.verify_images or options.format == "llava":
+    if len(tables.study_ids) < 2 * BLOCK or _is_whole(options):
         yield _process(load_studies(tables, tables.study_ids), options)
         return
     blocks = tables.blocks(BLOCK)
     with ProcessPoolExecutor(options.workers, initializer=_start_worker, initargs=(tables, options)) as pool:
         done = pool.map(_process_studies, blocks)
         yield from tqdm(done, "Preparing studies", len(blocks), unit=f" x {BLOCK} studies", disable=None)
+
+
+def _is_whole(options: Namespace) -> bool:
+    """Whether the corpus must be dealt with in one piece."""
+    annotated = options.boxes or options.progression
+    return bool(options.convert or options.verify_images or annotated or options.format == "llava")
 
 
 def _start_worker(tables: MimicTables, options: Namespace) -> None:
@@ -146,6 +154,10 @@ def _process_studies(study_ids: Sequence[str]) -> Block:
 def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block:
     """Take off what cannot be trained on; labels by the stated policy, priors among those left, a split for each."""
     check_studies(corpus, options.min_characters)
+    if options.boxes:
+        corpus.studies = with_boxes(corpus.studies, read_boxes(options.boxes), options.root)
+    if options.progression:
+        corpus.studies = attach_progression(corpus.studies, read_progression(options.progression))
     if options.convert:
         _convert(corpus, options)
     elif options.verify_images:
@@ -177,9 +189,24 @@ def _convert(corpus: Corpus, options: Namespace) -> None:
     copies, broken = convert_images(paths, options.root, _copies(options), options.size, options.workers)
     drop_images(corpus, broken, options.root)
     corpus.studies = [
-        replace(study, images=tuple(replace(image, path=copies[image.path]) for image in study.images))
+        replace(
+            _scaled(study, options.root, _copies(options), copies),
+            images=tuple(replace(image, path=copies[image.path]) for image in study.images),
+        )
         for study in corpus.studies
     ]
+
+
+def _scaled(study: Study, root: Path, cache: Path, copies: Mapping[str, str]) -> Study:
+    """The study with its boxes in pixels of the copies of its images."""
+    boxes = []
+    for box in study.boxes:
+        path = study.images[box.image].path
+        before, after = open_radiograph(root / path).size, open_radiograph(cache / copies[path]).size
+        across, down = after[0] / before[0], after[1] / before[1]
+        x, y, w, h = box.xywh
+        boxes.append(replace(box, xywh=(x * across, y * down, w * across, h * down)))
+    return replace(study, boxes=tuple(boxes)) if boxes else study
 
 
 def _label_texts(studies: Sequence[Study], workers: int | None = None) -> list[Study]:

@@ -3,10 +3,13 @@
 import json
 
 import pytest
+from make_corpora import write_image
 from PIL import Image
 
-from hf_medvlm.data.boxes import attach_boxes, read_ms_cxr, read_rsna
-from hf_medvlm.data.study import Study, StudyImage
+from hf_medvlm.data.boxes import attach_boxes, read_boxes, read_ms_cxr, read_rsna
+from hf_medvlm.data.prepare import prepare
+from hf_medvlm.data.prepare_options import parse_options
+from hf_medvlm.data.study import Study, StudyImage, read_jsonl
 
 BOX = ("Pneumothorax", "large left apical pneumothorax", 1400.0, 300.0, 500.0, 640.0)
 
@@ -81,7 +84,7 @@ def test_nothing_annotated_is_an_error(rsna_csv):
     ("name", "text", "read", "match"),
     [
         ("a.txt", "", read_ms_cxr, "not '.txt'"),
-        ("a.csv", "dicom_id,x\n", read_ms_cxr, "no column category_name, label_text, y, w, h; found dicom_id, x"),
+        ("a.csv", "dicom_id,x\n", read_ms_cxr, "a.csv:1: no column 'category_name'"),
         ("a.csv", "dicom_id,category_name,label_text,x,y,w,h\na,E,p,1,1,0,1\n", read_ms_cxr, "a.csv:2: box 'p'"),
         ("a.json", '{"images": []}', read_ms_cxr, "'categories'"),
         ("a.json", "{", read_ms_cxr, "not MS-CXR's JSON"),
@@ -92,3 +95,63 @@ def test_a_broken_file_is_named(tmp_path, name, text, read, match):
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=match):
         read(tmp_path / name)
+
+
+def test_a_target_that_pandas_wrote_is_read_and_another_word_is_refused(tmp_path):
+    path = tmp_path / "rsna.csv"
+    path.write_text("patientId,x,y,width,height,Target\np1,1.0,2.0,3.0,4.0,1.0\np2,,,,,0.0\n")
+    assert {name: [box.xywh for box in boxes] for name, boxes in read_rsna(path).items()} == {
+        "p1": [(1.0, 2.0, 3.0, 4.0)],
+        "p2": [],
+    }
+    path.write_text("patientId,x,y,width,height,Target\np1,1,2,3,4,yes\n")
+    with pytest.raises(ValueError, match="rsna.csv:2: Target is 'yes'"):
+        read_rsna(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("patientId,x,y,width,height,Target\np1,1,2\n", "b.csv:2: wrong number of fields"),
+        ('patientId,x,y,width,height,Target\np1,"1,2,3,4,1\n', "b.csv:2: not CSV"),
+        ("patientId,x,y,width,height,Target\np1,inf,2,3,4,1\n", "b.csv:2: .*four finite"),
+        ("image,box\n", "no file of boxes that is known; MS-CXR has the columns"),
+        ("image_id,class_name,x_min,y_min,x_max,y_max\ni,Edema,,,,\n", "b.csv:2: 'Edema' has no box"),
+    ],
+)
+def test_broken_box_files_are_one_line(text, message, tmp_path):
+    (tmp_path / "b.csv").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_boxes(tmp_path / "b.csv")
+
+
+def test_boxes_and_progression_reach_the_master_file(tmp_path):
+    for n in range(3):
+        write_image(tmp_path / "root" / f"i{n}.png", n, size=40)
+    table = "image,patient_id,study_id,study_date,findings\n" + "".join(
+        f"i{n}.png,p,{n},2020-01-0{n + 1},The lungs show something in case {n} here.\n" for n in range(3)
+    )
+    (tmp_path / "root" / "t.csv").write_text(table)
+    vindr = (
+        "image_id,rad_id,class_name,x_min,y_min,x_max,y_max\ni1,R1,Pleural effusion,4,8,12,28\ni0,R1,No finding,,,,\n"
+    )
+    (tmp_path / "vindr.csv").write_text(vindr)
+    changes = "dicom_id,consolidation_progression,pleural_effusion_progression\ni1,improving,\ni2,nan,worsening\n"
+    (tmp_path / "t.csv").write_text(changes)
+    out = tmp_path / "out" / "m.jsonl"
+    argv = ["table", "--root", str(tmp_path / "root"), "--table", "t.csv", "--out", str(out)]
+    argv += ["--boxes", str(tmp_path / "vindr.csv"), "--progression", str(tmp_path / "t.csv")]
+    for more, scale in ([], 1), (["--convert", "png", "--size", "20"], 0.5):
+        prepare(parse_options([*argv, *more]))
+        none, boxed, last = read_jsonl(out)
+        (box,) = boxed.frontal_boxes()
+        assert box.xywh == tuple(scale * value for value in (4, 8, 8, 20))
+        assert (box.phrase, box.finding) == ("Pleural effusion", "Pleural Effusion") and none.boxes == ()
+        assert boxed.progression == {"Consolidation": "improving"}
+        assert last.progression == {"Pleural Effusion": "worsening"} and last.prior_study_id == "1"
+    (tmp_path / "t.csv").write_text("dicom_id,edema_progression\ni1,better\n")
+    with pytest.raises(ValueError, match="t.csv:2: edema_progression is 'better'; use improving, stable, worsening"):
+        prepare(parse_options(argv))
+    (tmp_path / "t.csv").write_text("dicom_id,edema_progression\nx,stable\n")
+    with pytest.raises(ValueError, match="none of the images and studies of the progression file"):
+        prepare(parse_options(argv))
