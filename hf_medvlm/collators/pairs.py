@@ -76,8 +76,9 @@ class PairCollator:
             texts,
             padding=True,
             truncation=True,
-            max_length=self.max_length,
+            max_length=min(self.max_length, self.processor.tokenizer.model_max_length),
             padding_side="right",
+            return_attention_mask=True,
             return_tensors="pt",
         )
         return {name: batch[name] for name in ("input_ids", "attention_mask")}
@@ -89,7 +90,7 @@ class PairCollator:
         return self.images(rows) | self.tokenize(texts) | {"pair_ids": pairs}
 
     def images(self, rows: list[Row]) -> dict[str, Tensor]:
-        """`pixel_values` (B, 3, H, W) of the frontal images: the part of a batch that needs no text."""
+        """`pixel_values` (B, 3, H, W) of the frontal images, and what else the image processor gives beside them."""
         images = [(row, row.study.frontal) for row in rows]
         processor = self.processor.image_processor
         return read_pixels(images, self.image_folder, processor, self.training, self.seed)

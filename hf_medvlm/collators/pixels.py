@@ -55,6 +55,8 @@ def read_pixels(
 ) -> dict[str, Tensor]:
     """`pixel_values` (B, 3, H, W) of one image a row; inside `unfinished`, what `finish_batch` makes them of.
 
+    SigLIP 2 (NaFlex) has its `pixel_attention_mask` and `spatial_shapes` beside them.
+
     They are those of the image processor, to the bit, but for two things. A JPEG more than 2.5 times the processor's
     size is decoded at 1/2, 1/4 or 1/8: of radiographs, 99 of 100 pixels then differ by 8 grey levels or less, and by 1
     or less on average. And in training the picture is varied: the variation of a row is a function of `seed`, its
@@ -68,7 +70,7 @@ def read_pixels(
     drawn = [Variation.draw(row.rng(seed)) for row, _ in images] if training else []
     if way is None:
         varied = [one.apply(picture) for one, picture in zip(drawn, pictures, strict=True)] if training else pictures
-        return {PIXELS: image_processor([_rgb(picture) for picture in varied], return_tensors="pt").pixel_values}
+        return dict(image_processor([_rgb(picture) for picture in varied], return_tensors="pt"))
     margin = way.margin() if training else 0
     cut = [way.cut(picture, margin) for picture in pictures]
     if _unfinished[0]:

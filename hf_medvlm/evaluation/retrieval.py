@@ -1,7 +1,7 @@
 """Evaluation of models that put radiographs and reports into one space: retrieval, zero-shot findings, a linear probe.
 
 Retrieval is over the whole split, never within batches. Headline: `combined`, 0.7 x mean recall + 0.3 x AUC, both in
-percent.
+percent; the weights are an option.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.findings import KINDS, confusion, finding_scores, findings_protocol, label_matrix, roc_curve
 from hf_medvlm.metrics.intervals import bootstrap_interval
 from hf_medvlm.metrics.retrieval import CUTOFFS, query_scores, retrieval_fact, retrieval_scores
+from hf_medvlm.models.encoding import IMAGE_INPUTS as INPUTS
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 LOSS_BLOCK = 64  # pairs that one evaluation loss tells apart, in the order of the split, whatever the batch size
-RETRIEVAL_WEIGHT, AUC_WEIGHT = 0.7, 0.3
 
 
 @dataclass
@@ -46,6 +46,7 @@ class RetrievalEvaluation(Evaluation):
         probe_rows: training studies that the linear probe learns from; None for no probe. The trainer fills
             `probe_outputs` with their features before each scoring.
         studies: what `compute_metrics` scores, in the order of the evaluation data set.
+        combined_weights: of the mean recall and of the AUC in `combined`.
     """
 
     collator: PairCollator
@@ -54,6 +55,7 @@ class RetrievalEvaluation(Evaluation):
     probe_rows: StudyRows | None = None
     probe_outputs: dict[str, list[np.ndarray]] | None = None
     studies: Sequence[Study] = ()
+    combined_weights: tuple[float, float] = (0.7, 0.3)
     _prompts: Tensor | None = field(default=None, init=False, repr=False)
     _gflops: float = field(default=float("nan"), init=False)
 
@@ -64,10 +66,10 @@ class RetrievalEvaluation(Evaluation):
     collate_for_trainer = collate
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
-        output = model(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")})
+        output = model(**{name: batch[name] for name in (*INPUTS, "input_ids", "attention_mask") if name in batch})
         if self._prompts is None:
             self._prompts = self._embed_prompts(model, output.image_embeds.device)
-            self._gflops = image_gflops(model, batch["pixel_values"][:1])
+            self._gflops = image_gflops(model, {name: batch[name][:1] for name in INPUTS if name in batch})
         return self.tensors(model, output, batch)
 
     def tensors(self, model: nn.Module, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -90,7 +92,8 @@ class RetrievalEvaluation(Evaluation):
 
     def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`image_embeds` (B, D), normalised, and `zero_shot` (B, C)."""
-        embeds = F.normalize(model.get_image_features(batch["pixel_values"]).float(), dim=-1)
+        images = {name: batch[name] for name in INPUTS if name in batch}
+        embeds = F.normalize(model.get_image_features(**images).float(), dim=-1)
         if self._prompts is None:
             self._prompts = self._embed_prompts(model, embeds.device)
         return {"image_embeds": embeds, "zero_shot": self.margins(embeds, model.scale.float())}
@@ -151,10 +154,11 @@ class RetrievalEvaluation(Evaluation):
         if self.probe_outputs is not None:
             self._score_probe(scores, images, studies)
         auc = scores.metrics.get("probe_auc", scores.metrics["zero_shot_auc"])
-        weighted = [(RETRIEVAL_WEIGHT, retrieval["mean_recall"]), (AUC_WEIGHT, auc)]
+        weighted = list(zip(self.combined_weights, (retrieval["mean_recall"], auc), strict=True))
         known = [(weight, 100 * value) for weight, value in weighted if not np.isnan(value)]
         combined = sum(weight * value for weight, value in known) / sum(weight for weight, _ in known)
-        how = f"{RETRIEVAL_WEIGHT} x mean_recall + {AUC_WEIGHT} x probe_auc (else zero_shot_auc)"
+        recall_weight, auc_weight = self.combined_weights
+        how = f"{recall_weight:g} x mean_recall + {auc_weight:g} x probe_auc (else zero_shot_auc)"
         scores.add({"combined": combined}, facts.RETRIEVAL, how, unit="percent")
         how = f"contrastive term, mean over blocks of {LOSS_BLOCK} pairs in the order of the split"
         scores.add({"loss": self._loss(outputs, reports)}, facts.TRAINING, how, better=facts.LOWER, unit="nats")
@@ -231,10 +235,10 @@ class RetrievalEvaluation(Evaluation):
 
 
 @torch.no_grad()
-def image_gflops(model: nn.Module, pixel_values: Tensor) -> float:
-    """Billions of floating-point operations to embed `pixel_values` (1, 3, H, W)."""
+def image_gflops(model: nn.Module, images: dict[str, Tensor]) -> float:
+    """Billions of floating-point operations to embed one image, `{"pixel_values": (1, 3, H, W)}`."""
     with FlopCounterMode(display=False) as counter:
-        model.get_image_features(pixel_values)
+        model.get_image_features(**images)
     return counter.get_total_flops() / 1e9
 
 

@@ -5,15 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-PROJECTIONS = ("linear", "mlp")
+PROJECTIONS = ("linear", "mlp", "none")
 
 
 def projection(kind: str, width: int, joint: int) -> nn.Module:
     """A projection (..., width) -> (..., joint) without biases: one layer, or two around an exact GELU as in open_clip.
 
+    "none" is none: the features are in the joint space already, as SigLIP's.
+
     Raises:
-        ValueError: another kind than "linear" or "mlp".
+        ValueError: another kind than "linear", "mlp" or "none"; "none" for another width than the joint space's.
     """
+    if kind == "none":
+        if width != joint:
+            raise ValueError(f'a projection "none" needs towers as wide as the joint space: {width} and {joint}')
+        return nn.Identity()
     if kind == "linear":
         return nn.Linear(width, joint, bias=False)
     if kind == "mlp":

@@ -235,13 +235,19 @@ def _check_depth(folder: Path, record: Any, tensors: int) -> None:
 
 
 def load_strictly(
-    model_class: type[Model], path: str | Path, *, ignorable: Iterable[str] = (), **options: Any
+    model_class: type[Model],
+    path: str | Path,
+    *,
+    ignorable: Iterable[str] = (),
+    leftover: Iterable[str] = (),
+    **options: Any,
 ) -> Model:
     """`from_pretrained` that takes no missing, unexpected, misshapen or undefined (NaN) weight.
 
     Args:
         model_class: the class, or an Auto class.
         ignorable: shell patterns of keys that may be missing or left over, beside the buffers of old versions.
+        leftover: those of keys that the file may hold in vain, such as the heads of a pretraining.
         options: of `from_pretrained`, or of the model's config. The weights are float32 unless `dtype` says otherwise.
 
     Raises:
@@ -261,10 +267,8 @@ def load_strictly(
         )
     allowed = (*OBSOLETE_KEYS, *ignorable)
     problems = {
-        kind: sorted(
-            _name_of(key) for key in info[f"{kind}_keys"] if not any(fnmatchcase(_name_of(key), o) for o in allowed)
-        )
-        for kind in ("missing", "unexpected", "mismatched")
+        kind: sorted(name for key in info[f"{kind}_keys"] if not _matches(name := _name_of(key), patterns))
+        for kind, patterns in (("missing", allowed), ("unexpected", (*allowed, *leftover)), ("mismatched", allowed))
     }
     # a misshapen key counts as missing too
     misshapen = {key.partition(" ")[0] for key in problems["mismatched"]}
@@ -282,6 +286,10 @@ def load_strictly(
         )
     check_finite(model.named_parameters(), f"{folder} ({names})")
     return model
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _name_of(key: Any) -> str:

@@ -1,24 +1,40 @@
-"""Vision and text backbones: any tower of transformers, from a config or a checkpoint, read in one way; and freezing.
+"""Vision and text backbones: any tower of transformers, from a config or a checkpoint; freezing; how texts are pooled.
 
-Knows nothing of projections or losses.
+Knows nothing of projections or losses; `encoding.py` runs the towers.
 """
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+import transformers
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
+from hf_medvlm.models.convert.checkpoint import read_json
 from hf_medvlm.models.loading import load_config, load_strictly
-from hf_medvlm.models.packed_texts import read_packed
 
-# What a published file has beside the tower: heads of its pretraining. They may be left over; nothing else may.
-HEADS = ("*cls.*", "*classifier.*", "*pooler.*", "*lm_head.*", "*mask_token", "*lm_predictions.*", "*lm_head_bias")
+# What a published file has beside the tower, heads of its pretraining and buffers: they may be left over, no other key.
+HEADS = (
+    "*cls.*", "*classifier.*", "*pooler.*", "*lm_head.*", "*lm_predictions.*", "*mask_predictions.*", "head.*",
+    "decoder.*", "*attn.bias", "*attn.masked_bias",
+)  # fmt: skip
+UNUSED = ("*mask_token",)  # of masked pre-training alone
+POOLINGS = ("cls", "mean", "last", "pooler")
+PADDED_TEXT = ("siglip_text_model", "siglip2_text_model")  # trained on texts padded to their full length, without mask
+OWN_POOLING = ("clip_text_model", *PADDED_TEXT)
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet", "roberta-prelayernorm", "xlm-roberta-xl")
+NOT_MAPPED = {"siglip_text_model": "SiglipTextModel", "siglip2_text_model": "Siglip2TextModel"}
 
 # ------------------------------------------------------------------------------------------- freezing
 
@@ -78,23 +94,35 @@ def build_tower(config: PreTrainedConfig) -> PreTrainedModel:
     return tower
 
 
-def load_tower(name: str, side: str) -> PreTrainedModel:
-    """A pretrained backbone from a Hub id or folder; of a two-tower checkpoint (CLIP) the `side` "vision" or "text".
+def load_tower(name: str | Path, side: str) -> PreTrainedModel:
+    """A pretrained backbone from a Hub id or folder; of a checkpoint with both towers (CLIP) one side.
+
+    Args:
+        side: "vision" or "text".
 
     Raises:
-        ValueError: there is no such checkpoint, or its weights do not fit.
+        ValueError: there is no such checkpoint, its weights do not fit, or it has no such side.
     """
     config = load_config(name)
-    tower = load_strictly(_tower_class(config), name, ignorable=HEADS, **_without_pooler(config))
+    tower = load_strictly(_tower_class(config), name, ignorable=UNUSED, leftover=HEADS, **_without_pooler(config))
     if hasattr(config, f"{side}_config"):
+        if not hasattr(tower, f"{side}_model"):
+            raise ValueError(
+                f"{name} is a {config.model_type}, of which no {side} tower can be taken; give the {side} model itself"
+            )
         tower = getattr(tower, f"{side}_model")
     freeze(tower, frozen=False)
     return tower
 
 
 def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    found = MODEL_MAPPING[type(config)]
-    return found[0] if isinstance(found, tuple) else found
+    if config.model_type in NOT_MAPPED:
+        return getattr(transformers, NOT_MAPPED[config.model_type])
+    try:
+        classes = MODEL_MAPPING[type(config)]
+    except KeyError as error:
+        raise ValueError(f"transformers has no tower for a {config.model_type!r} config") from error
+    return classes[0] if isinstance(classes, tuple) else classes
 
 
 def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
@@ -103,90 +131,46 @@ def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
 
 
 def hidden_size(config: PreTrainedConfig) -> int:
-    """Width of a backbone's features: `hidden_size`, or the last of a staged network's `hidden_sizes`."""
-    return getattr(config, "hidden_size", None) or config.hidden_sizes[-1]
+    """Width of what a tower's features are pooled to."""
+    if config.model_type in PADDED_TEXT:
+        return config.projection_size or config.hidden_size
+    for name in ("hidden_size", "hidden_dim"):  # hidden_dim is EfficientNet's
+        if getattr(config, name, None):
+            return getattr(config, name)
+    return config.hidden_sizes[-1]  # a staged network
 
 
-# ------------------------------------------------------------------------------------------- reading
+# ------------------------------------------------------------------------------------------- words
 
 
-@dataclass
-class VisionFeatures:
-    """What any vision tower saw: `pooled` (B, H), `patches` (B, P, H) row by row, `grid` (rows, columns) with P
-    patches.
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a text tower is a decoder, whose tokens see what stands before them alone: GPT-2, Qwen, Gemma, ..."""
+    is_decoder = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING and type(config) not in MODEL_FOR_MASKED_LM_MAPPING
+    return is_decoder and not getattr(config, "use_bidirectional_attention", False)
+
+
+def default_pooling(config: PreTrainedConfig, folder: Path | None = None) -> str:
+    """How the features of a text tower were pooled when it was trained, one of `POOLINGS`.
+
+    A folder of sentence-transformers says so itself (`1_Pooling/config.json`); otherwise the architecture does: the end
+    token of CLIP and SigLIP, the last token of a decoder, the mean of MPNet, the first token of all others.
     """
-
-    pooled: Tensor
-    patches: Tensor
-    grid: tuple[int, int]
-
-
-def see(tower: nn.Module, pixel_values: Tensor) -> VisionFeatures:
-    """Run a vision tower. Pooled is the tower's own pooling, else the class token, else the mean of the patches.
-
-    Args:
-        pixel_values: (B, 3, height, width), normalised.
-
-    Raises:
-        ValueError: the output's patches do not form a grid.
-    """
-    output = tower(pixel_values=pixel_values)
-    hidden, pooled = output.last_hidden_state, output.get("pooler_output")
-    if hidden.dim() == 4:  # convolutional: (B, H, rows, columns)
-        grid, prefix, hidden = tuple(hidden.shape[2:]), 0, hidden.flatten(2).mT
-    else:
-        grid, prefix = patch_grid(hidden.shape[1], tuple(pixel_values.shape[2:]), tower.config)
-    patches = hidden[:, prefix:]
-    if pooled is None:
-        pooled = hidden[:, 0] if prefix else patches.mean(1)
-    return VisionFeatures(pooled.flatten(1), patches, grid)
+    record = folder / "1_Pooling" / "config.json" if folder is not None else None
+    if record is not None and record.is_file():
+        modes = read_json(record)
+        for pooling, mode in (("mean", "mean_tokens"), ("cls", "cls_token"), ("last", "lasttoken")):
+            if isinstance(modes, dict) and modes.get(f"pooling_mode_{mode}"):
+                return pooling
+    if config.model_type in OWN_POOLING:
+        return "pooler"
+    if is_causal(config):
+        return "last"
+    return "mean" if config.model_type in ("mpnet", "gemma3_text") else "cls"
 
 
-def patch_grid(tokens: int, size: tuple[int, int], config: PreTrainedConfig) -> tuple[tuple[int, int], int]:
-    """The patches' (rows, columns), and how many class and register tokens stand in front of them.
-
-    Args:
-        tokens: length of the tower's output sequence. size: (height, width) of the image in pixels.
-
-    Raises:
-        ValueError: no such grid gives that many tokens.
-    """
-    patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
-    stride = patch * 2 ** (len(config.depths) - 1) if hasattr(config, "depths") else patch  # staged towers merge by 2
-    rows, columns = size[0] // stride, size[1] // stride
-    prefix = tokens - rows * columns
-    if not 0 <= prefix <= 1 + getattr(config, "num_register_tokens", 0):
-        raise ValueError(
-            f"the image tower ({config.model_type}) gives {tokens} tokens for {size[0]} x {size[1]} pixels, but its "
-            f"patches of {stride} pixels make a grid of {rows} x {columns} = {rows * columns}; patches that form no "
-            "grid cannot be dropped, aligned or drawn. Take a tower with one token a patch (ViT, CLIP, DINOv2, Swin)"
-        )
-    return (rows, columns), prefix
-
-
-@dataclass
-class TextFeatures:
-    """What any text tower read: `pooled` (B, H) and `tokens` (B, T, H)."""
-
-    pooled: Tensor
-    tokens: Tensor
-
-
-def read(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: str = "cls") -> TextFeatures:
-    """Run a text tower.
-
-    Args:
-        input_ids, attention_mask: (B, T); what the mask hides changes nothing.
-        pooling: "cls" for the first token, "mean" for the mean of the valid tokens; a tower with a trained pooling of
-            its own (CLIP's end token) uses that for "cls".
-    """
-    tokens, pooled = read_packed(tower, input_ids, attention_mask), None
-    if tokens is None:
-        output = tower(input_ids=input_ids, attention_mask=attention_mask)
-        tokens, pooled = output.last_hidden_state, output.get("pooler_output")
-    if pooling == "mean":
-        weights = attention_mask.unsqueeze(-1).to(tokens.dtype)
-        pooled = (tokens * weights).sum(1) / weights.sum(1)
-    elif pooled is None:
-        pooled = tokens[:, 0]
-    return TextFeatures(pooled, tokens)
+def max_tokens(config: PreTrainedConfig) -> int | None:
+    """How many tokens a text tower takes; None where there is no limit."""
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit and config.model_type in OFFSET_POSITIONS:
+        limit -= (config.pad_token_id or 0) + 1  # their positions begin behind the padding's
+    return limit

@@ -7,8 +7,9 @@ import torch
 from transformers import BertConfig, RobertaConfig
 
 from hf_medvlm.models import packed_texts
+from hf_medvlm.models.encoding import encode_text
 from hf_medvlm.models.packed_texts import read_packed
-from hf_medvlm.models.towers import build_tower, read
+from hf_medvlm.models.towers import build_tower
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64, "vocab_size": 50}
 
@@ -65,7 +66,7 @@ def test_other_towers_are_read_padded():
     ids, mask = texts([3, 40, 11, 25, 7])
     roberta = build_tower(RobertaConfig(**SMALL, max_position_embeddings=64)).eval()
     assert read_packed(roberta, ids, mask) is None
-    assert read(roberta, ids, mask).tokens.shape == (5, 40, 64)
+    assert encode_text(roberta, ids, mask).tokens.shape == (5, 40, 64)
     eager = tower()
     eager.set_attn_implementation("eager")
     assert read_packed(eager, ids, mask) is None
@@ -75,9 +76,9 @@ def test_other_towers_are_read_padded():
 def test_both_ways_of_pooling_read_packed_texts(pooling, monkeypatch):
     ids, mask = texts([3, 40, 11, 25, 7])
     model = tower()
-    packed = read(model, ids, mask, pooling).pooled
+    packed = encode_text(model, ids, mask, pooling).pooled
     monkeypatch.setattr(packed_texts, "PACKABLE", ())
-    torch.testing.assert_close(packed, read(model, ids, mask, pooling).pooled, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(packed, encode_text(model, ids, mask, pooling).pooled, rtol=1e-5, atol=1e-5)
 
 
 def test_every_place_is_taken_once():

@@ -15,7 +15,8 @@ from transformers import (
     ViTConfig,
 )
 
-from hf_medvlm.models.towers import build_tower, freeze, hidden_size, load_tower, patch_grid, read, see
+from hf_medvlm.models.encoding import encode_image, encode_text, patch_grid
+from hf_medvlm.models.towers import build_tower, freeze, hidden_size, load_tower
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 VISION = {
@@ -34,7 +35,7 @@ def test_a_vision_tower_gives_pooled_features_and_a_grid_of_patches(name):
     config, size, grid = VISION[name]
     torch.manual_seed(0)
     tower = build_tower(config).eval()
-    seen = see(tower, torch.randn(2, 3, size, size))
+    seen = encode_image(tower, torch.randn(2, 3, size, size))
     width = hidden_size(config)
     assert seen.grid == grid and seen.pooled.shape == (2, width)
     assert seen.patches.shape == (2, grid[0] * grid[1], width)
@@ -51,7 +52,9 @@ def test_a_text_tower_does_not_see_its_padding(name, pooling):
     ids, mask = torch.randint(5, 50, (2, 6)), torch.ones(2, 6, dtype=torch.long)
     pad = TEXT[name].pad_token_id
     longer = torch.cat([ids, torch.full((2, 5), pad)], 1), torch.cat([mask, torch.zeros(2, 5, dtype=torch.long)], 1)
-    torch.testing.assert_close(read(tower, *longer, pooling).pooled, read(tower, ids, mask, pooling).pooled)
+    torch.testing.assert_close(
+        encode_text(tower, *longer, pooling).pooled, encode_text(tower, ids, mask, pooling).pooled
+    )
 
 
 def test_patches_that_form_no_grid_are_refused():

@@ -14,24 +14,25 @@ from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
 from hf_medvlm.families.dual_encoder.model import DualEncoderModel
 from hf_medvlm.families.dual_encoder.processor import published_processor
-from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
+from hf_medvlm.families.dual_encoder.published import is_published
 from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.labels import CHEXPERT_14
+from hf_medvlm.models.encoding import IMAGE_INPUTS, encode_image, encode_text
 from hf_medvlm.models.loading import load_processor, load_strictly
-from hf_medvlm.models.towers import read, see
 
 MODEL_TYPES = (DualEncoderModel.config_class.model_type,)
 
 
 def takes(folder: Path, model_type: str | None) -> bool:
-    """Whether the folder is of this family, or one of open_clip's."""
-    return model_type in MODEL_TYPES or (folder / CONFIG_FILE).is_file()
+    """Whether the folder is of this family, or a published CLIP, SigLIP or open_clip."""
+    return model_type in MODEL_TYPES or is_published(folder)
 
 
 def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
     """The dual encoder in `folder`, its own or open_clip's."""
-    if (folder / CONFIG_FILE).is_file():
-        model, processor = DualEncoderModel.from_published(folder).to(dtype), published_processor(folder)
+    if is_published(folder):
+        model = DualEncoderModel.from_published(folder).to(dtype)
+        processor = published_processor(folder, model.config)
     else:
         model = load_strictly(DualEncoderModel, folder, dtype=dtype)
         processor = load_processor(folder)
@@ -62,7 +63,7 @@ class PairPredictor(Predictor):
 
     def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """The mean cosine of each patch with the words of a phrase, which is what a local loss compares."""
-        image = see(self.model.vision_tower, batch["pixel_values"])
+        image = encode_image(self.model.vision_tower, **{name: batch[name] for name in IMAGE_INPUTS if name in batch})
         patches = F.normalize(self.model.vision_projection(image.patches).float(), dim=-1)  # (B, P, D)
         words = {text: self._words(text) for text in dict.fromkeys(text for own in phrases for text in own)}
         return [
@@ -73,7 +74,7 @@ class PairPredictor(Predictor):
     def _words(self, text: str) -> Tensor:
         """(T, D), normalised: the tokens of a phrase without the special ones at its ends."""
         tokens = self._to_device(self.collator.tokenize([text]))
-        states = read(self.model.text_tower, *tokens.values(), self.model.config.text_pooling).tokens
+        states = encode_text(self.model.text_tower, *tokens.values(), self.model.config.text_pooling).tokens
         words = F.normalize(self.model.text_projection(states[0]).float(), dim=-1)
         return words[1:-1] if len(words) > 2 else words
 

@@ -25,6 +25,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    Siglip2TextConfig,
+    SiglipTextConfig,
     ViTConfig,
 )
 from transformers import initialization as init
@@ -33,11 +35,22 @@ from hf_medvlm import losses
 from hf_medvlm.families.dual_encoder.published import IGNORABLE, read_published
 from hf_medvlm.models.contrast import check_contrast, gather_rows
 from hf_medvlm.models.convert.checkpoint import load_weights
+from hf_medvlm.models.encoding import encode_image, encode_text
 from hf_medvlm.models.heads import projection
+from hf_medvlm.models.loading import find_folder
 from hf_medvlm.models.outputs import DualEncoderOutput
 from hf_medvlm.models.positions import mae_positions
 from hf_medvlm.models.tiny import TINY_INIT, TINY_PATCH
-from hf_medvlm.models.towers import KeepsFrozen, build_tower, freeze, hidden_size, load_tower, read, see
+from hf_medvlm.models.towers import (
+    OWN_POOLING,
+    POOLINGS,
+    KeepsFrozen,
+    build_tower,
+    default_pooling,
+    freeze,
+    hidden_size,
+    load_tower,
+)
 
 LOSSES = ("info_nce", "sigmoid")
 LOCAL_LOSSES = ("gloria", "mgca", "filip")
@@ -50,8 +63,9 @@ class DualEncoderConfig(PreTrainedConfig):
         vision_config, text_config: of any vision tower (ViT, ResNet, CLIP, DINOv2, Swin, ...) and text tower of
             transformers.
         projection_size: D, the width of the joint space.
-        vision_projection, text_projection: "linear" or "mlp", without biases.
-        text_pooling: "cls" or "mean".
+        vision_projection, text_projection: "linear" or "mlp", without biases, or "none".
+        text_pooling: "cls" (the first token), "mean", "last" (the last valid token, for decoders) or "pooler" (the
+            tower's own: CLIP's end token, SigLIP's head).
         loss: "info_nce" or "sigmoid" (SigLIP's). image_weight, text_weight: of InfoNCE's directions.
         match_duplicates: rows with the same `pair_ids` (the same report or study) match each other.
         temperature: at the start, learnable; `max_logit_scale` bounds its inverse. logit_bias: at the start, of
@@ -95,7 +109,7 @@ class DualEncoderConfig(PreTrainedConfig):
         for name, value, known in (
             ("loss", self.loss, LOSSES),
             ("local_loss", self.local_loss, (None, *LOCAL_LOSSES)),
-            ("text_pooling", self.text_pooling, ("cls", "mean")),
+            ("text_pooling", self.text_pooling, POOLINGS),
         ):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
@@ -109,8 +123,14 @@ class DualEncoderConfig(PreTrainedConfig):
 
 def _tower_config(config: dict | PreTrainedConfig | None, default: type[PreTrainedConfig]) -> PreTrainedConfig:
     if isinstance(config, dict):
-        return CONFIG_MAPPING[config.get("model_type", default.model_type)](**config)
+        return config_class_of(config.get("model_type", default.model_type))(**config)
     return config or default()
+
+
+def config_class_of(model_type: str) -> type[PreTrainedConfig]:
+    """The config class of a tower; transformers' mapping leaves out the text halves of SigLIP and SigLIP 2."""
+    halves = {"siglip_text_model": SiglipTextConfig, "siglip2_text_model": Siglip2TextConfig}
+    return halves.get(model_type) or CONFIG_MAPPING[model_type]
 
 
 class DualEncoderModel(KeepsFrozen, PreTrainedModel):
@@ -154,8 +174,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         """As transformers', but under the names the model has in memory.
 
         By default transformers 5 writes a ViT under its names of version 4. `from_pretrained` renames them again, but
-        the Trainer
-        does not when it resumes or goes back to the best checkpoint: the tower would be left untouched, with a warning.
+        the Trainer does not when it resumes or goes back to the best checkpoint: the tower would be left untouched.
         """
         super().save_pretrained(*args, **({"save_original_format": False} | kwargs))
 
@@ -166,12 +185,14 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         """Two pretrained towers, each a Hub id or a folder, under new projections.
 
         Args:
-            options: of `config_class`.
+            options: of `config_class`; texts are pooled as the text tower's were in its training, by default.
 
         Example: `from_vision_text_pretrained("google/vit-base-patch16-224-in21k", "emilyalsentzer/Bio_ClinicalBERT")`.
         """
         towers = load_tower(vision, "vision"), load_tower(text, "text")
-        model = cls(cls.config_class(vision_config=towers[0].config, text_config=towers[1].config, **options))
+        pooling = default_pooling(towers[1].config, find_folder(text, weights=False))
+        configs = {"vision_config": towers[0].config, "text_config": towers[1].config}
+        model = cls(cls.config_class(**configs, **({"text_pooling": pooling} | options)))
         # put in after building: what is loaded before `post_init` would be drawn anew
         model.vision_tower, model.text_tower = towers
         model.apply_freezing()
@@ -181,10 +202,11 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
     def from_published(
         cls, path: str | Path, config: DualEncoderConfig | None = None, **options: Any
     ) -> DualEncoderModel:
-        """BiomedCLIP, or another open_clip model of a timm ViT and a BERT, from its folder.
+        """A published model with both towers, from its folder: its projections, temperature and bias go on.
 
         Args:
-            path: a folder with `open_clip_config.json` and `open_clip_pytorch_model.bin` or `.safetensors`.
+            path: a folder of transformers' CLIP, SigLIP or SigLIP 2; of open_clip (`open_clip_config.json` and
+                weights: BiomedCLIP, CLIP with a ViT, either with a BERT); or with OpenAI's CLIP as a state dict.
             config: instead of the one made from the folder; its sizes must fit.
             options: of `config_class`, over those of the folder.
 
@@ -194,10 +216,14 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         """
         published, state_dict = read_published(path)
         model = cls(config or cls.config_class(**(published | options)))
+        if "logit_bias" in state_dict and model.config.loss != "sigmoid":
+            del state_dict["logit_bias"]
         load_weights(model, state_dict, ignorable=(*IGNORABLE, *cls.ours_alone), what=str(path))
+        if "temperature" in options:
+            model.logit_scale.data.fill_(math.log(1 / options["temperature"]))
         return model
 
-    ours_alone: tuple[str, ...] = ("logit_bias",)  # no published file has these
+    ours_alone: tuple[str, ...] = ("logit_bias",)  # not every published file has these
 
     @classmethod
     def tiny(
@@ -226,21 +252,23 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
 
     # -- features ------------------------------------------------------------------------------------------------------
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, D), projected, not normalised."""
-        return self.vision_projection(see(self.vision_tower, pixel_values).pooled)
+    def get_image_features(self, pixel_values: Tensor, **patches_of: Tensor | None) -> Tensor:
+        """(B, 3, H, W) -> (B, D), projected, not normalised; `patches_of` as `encode_image`'s."""
+        return self.vision_projection(encode_image(self.vision_tower, pixel_values, **patches_of).pooled)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(B, T) -> (B, D), projected, not normalised. Without a mask the padding tokens are hidden, as in
         open_clip.
         """
         mask = self.text_mask(input_ids, attention_mask)
-        return self.text_projection(read(self.text_tower, input_ids, mask, self.config.text_pooling).pooled)
+        return self.text_projection(encode_text(self.text_tower, input_ids, mask, self.config.text_pooling).pooled)
 
     def text_mask(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The mask given, or that of all tokens but padding."""
+        """The mask given, or that of all tokens but padding; CLIP and SigLIP find the end of a text themselves."""
         if attention_mask is not None:
             return attention_mask
+        if self.config.text_config.model_type in OWN_POOLING:
+            return torch.ones_like(input_ids)
         return (input_ids != (self.config.text_config.pad_token_id or 0)).long()
 
     @property
@@ -249,14 +277,14 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         return self.logit_scale.clamp(max=math.log(self.config.max_logit_scale)).exp().reshape(())
 
     def represent(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **patches_of: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """All that the loss is a function of, one row a study, and scalars; and further outputs by name.
 
         The embeddings are float32 whatever the model computes in: their dot products decide ranks.
         """
-        image = see(self.vision_tower, pixel_values)
-        text = read(self.text_tower, input_ids, attention_mask, self.config.text_pooling)
+        image = encode_image(self.vision_tower, pixel_values, **patches_of)
+        text = encode_text(self.text_tower, input_ids, attention_mask, self.config.text_pooling)
         rows = {
             "image_embeds": F.normalize(self.vision_projection(image.pooled).float(), dim=-1),
             "text_embeds": F.normalize(self.text_projection(text.pooled).float(), dim=-1),
@@ -328,10 +356,13 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         attention_mask: Tensor | None = None,
         pair_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        pixel_attention_mask: Tensor | None = None,
+        spatial_shapes: Tensor | None = None,
     ) -> DualEncoderOutput:
         """
         Args:
-            pixel_values: (B, 3, H, W), normalised.
+            pixel_values: (B, 3, H, W), normalised; of SigLIP 2 its patches (B, P, 3 * side * side), with
+                `pixel_attention_mask` and `spatial_shapes`.
             input_ids, attention_mask: (B, T), padded on the right.
             pair_ids: (B,), equal for rows whose reports (or studies) are the same. They are this family's labels:
                 with them there is a loss, in training over the rows of all processes.
@@ -342,7 +373,8 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
             ValueError: a loss is asked of a single pair, or of pairs with one and the same text; the temperature is
                 NaN.
         """
-        rows, maps = self.represent(pixel_values, input_ids, self.text_mask(input_ids, attention_mask))
+        patches_of = {"pixel_attention_mask": pixel_attention_mask, "spatial_shapes": spatial_shapes}
+        rows, maps = self.represent(pixel_values, input_ids, self.text_mask(input_ids, attention_mask), **patches_of)
         with torch.autocast(pixel_values.device.type, enabled=False):
             logits = rows["logit_scale"] * rows["image_embeds"] @ rows["text_embeds"].mT
         output = DualEncoderOutput(

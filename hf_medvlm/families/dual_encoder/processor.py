@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,15 @@ from transformers import (
     PreTrainedTokenizerBase,
     VisionTextDualEncoderProcessor,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_medvlm.families.dual_encoder.model import DualEncoderConfig
 from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
+from hf_medvlm.models.convert.checkpoint import read_json
 from hf_medvlm.models.loading import load_tokenizer
+from hf_medvlm.models.preprocessing import BILINEAR, image_processor_of
+from hf_medvlm.models.towers import max_tokens
 
 
 class OpenClipImageProcessor(CLIPImageProcessorPil):
@@ -43,20 +46,65 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> Visi
     )
 
 
-def published_processor(folder: str | Path) -> VisionTextDualEncoderProcessor:
-    """The processor of an open_clip folder: its mean and std, its image size, its tokenizer cut at the context length.
+def pair_processor(
+    vision: str | Path, text: str | Path, config: DualEncoderConfig, image_size: int | None = None
+) -> VisionTextDualEncoderProcessor:
+    """The image processor of one folder and the tokenizer of another (or the same), as each was trained.
+
+    Args:
+        config: of the model; its text tower learns here which token pads.
+        image_size: side of square images, in place of the folder's.
+    """
+    images = image_processor_of(vision, config.vision_config, image_size)
+    return VisionTextDualEncoderProcessor(images, fit_tokenizer(load_tokenizer(text), config))
+
+
+def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DualEncoderConfig) -> PreTrainedTokenizerBase:
+    """The tokenizer with a token that pads, cutting texts where the text tower's positions end."""
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None and tokenizer.unk_token is None:
+            raise ValueError(f"{tokenizer.name_or_path}: the tokenizer has no pad, eos or unk token to pad texts with")
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    config.text_config.pad_token_id = tokenizer.pad_token_id
+    limit = max_tokens(config.text_config)
+    if limit:
+        tokenizer.model_max_length = min(tokenizer.model_max_length, limit)
+    return tokenizer
+
+
+def set_image_size(processor: BaseImageProcessor, image_size: int) -> None:
+    """Make an image processor give squares of `image_size` pixels, cropping where it did before."""
+    square = {"height": image_size, "width": image_size}
+    if getattr(processor, "do_center_crop", False):
+        processor.size, processor.crop_size = {"shortest_edge": image_size}, square
+    else:
+        processor.size = square
+
+
+def published_processor(
+    path: str | Path, config: DualEncoderConfig, image_size: int | None = None
+) -> VisionTextDualEncoderProcessor:
+    """The processor of a published model with both towers: its own pixels, its tokenizer cut at the context length.
 
     Raises:
         ValueError: the folder has no tokenizer.
     """
-    folder = Path(folder)
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    model, pixels = config.get("model_cfg", {}), config.get("preprocess_cfg", {})
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if not (folder / CONFIG_FILE).is_file():
+        return pair_processor(folder, folder, config, image_size)
+    record = read_json(folder / CONFIG_FILE)
+    model, pixels = record.get("model_cfg", {}), record.get("preprocess_cfg", {})
     tokenizer = load_tokenizer(folder)
     tokenizer.model_max_length = model.get("text_cfg", {}).get("context_length", 256)
-    processor = build_processor(tokenizer, model.get("vision_cfg", {}).get("image_size", 224))
-    processor.image_processor.image_mean = pixels.get("mean", processor.image_processor.image_mean)
-    processor.image_processor.image_std = pixels.get("std", processor.image_processor.image_std)
+    size = image_size or model.get("vision_cfg", {}).get("image_size", 224)
+    processor = build_processor(fit_tokenizer(tokenizer, config), size)
+    images = processor.image_processor
+    images.image_mean = pixels.get("mean", images.image_mean)
+    images.image_std = pixels.get("std", images.image_std)
+    if pixels.get("interpolation") == "bilinear":
+        images.resample = BILINEAR
+    if pixels.get("resize_mode") == "squash":
+        images.do_center_crop, images.size = False, {"height": size, "width": size}
     return processor
 
 

@@ -6,7 +6,6 @@ microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,18 @@ import torch
 from torch import Tensor
 from transformers import BertConfig, PreTrainedConfig, PreTrainedModel, ViTConfig
 
-from hf_medvlm.models.convert.checkpoint import describe_checkpoint, read_state_dict
-from hf_medvlm.models.loading import load_config
+from hf_medvlm.families.dual_encoder.two_towers import (
+    KINDS,
+    is_openai,
+    openai_config,
+    openai_names,
+    openai_vision,
+    options_of,
+    our_names,
+    read_two_towers,
+)
+from hf_medvlm.models.convert.checkpoint import PICKLED, describe_checkpoint, read_json, read_state_dict
+from hf_medvlm.models.loading import load_config, model_type_of
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHT_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
@@ -47,12 +56,35 @@ SCALARS = {"logit_scale", "logit_bias"}
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
+def is_published(path: str | Path) -> bool:
+    """Whether a folder or file holds a model with both towers that others have published, in a layout known here."""
+    path = Path(path)
+    if path.is_file():
+        return path.suffix in PICKLED
+    if (path / CONFIG_FILE).is_file() or not path.is_dir():
+        return path.is_dir()
+    if (path / "config.json").is_file():
+        return model_type_of(path) in KINDS
+    return len(_pickles(path)) == 1 and is_openai(read_state_dict(_pickles(path)[0]))
+
+
+def _pickles(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix in PICKLED)
+
+
 def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config options and state dict, in our names, of a folder in open_clip's layout.
+    """Config options and state dict, in our names, of a published model with both towers.
 
     Raises:
         ValueError: a file is missing, or the weights are another family's.
     """
+    path = Path(path)
+    if (path / "config.json").is_file() and not (path / CONFIG_FILE).is_file():
+        return read_two_towers(path)
+    if not (path / CONFIG_FILE).is_file():
+        files = [path] if path.is_file() else _pickles(path) if path.is_dir() else []
+        if len(files) == 1 and is_openai(weights := read_state_dict(files[0])):
+            return _read_openai(weights, {}, path)
     folder = Path(path)
     weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
     if weights is None or not (folder / CONFIG_FILE).is_file():
@@ -60,13 +92,43 @@ def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
             f"{path}: not an open_clip folder; it needs {CONFIG_FILE} and one of {', '.join(WEIGHT_FILES)}"
         )
     published = read_state_dict(weights)
+    config = read_json(folder / CONFIG_FILE)
+    if is_openai(published):
+        return _read_openai(published, config.get("model_cfg", config), folder)
+    if "visual.attnpool.positional_embedding" in published:
+        raise ValueError(
+            f"{weights}: a CLIP with a ResNet, of which transformers has no image tower; take one with a ViT"
+        )
     if not any(key.startswith("visual.trunk.") for key in published):
         raise ValueError(
             f"{weights}: this is {describe_checkpoint(published)}, not BiomedCLIP (a timm ViT beside a BERT, with keys "
             "visual.trunk.* and text.transformer.*)"
         )
-    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return config_options(config.get("model_cfg", config), published, folder), from_published_keys(published)
+
+
+def _read_openai(
+    published: dict[str, Tensor], model: dict[str, Any], folder: Path
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """OpenAI's layout, as OpenAI's own `.pt` (no `model_cfg`) or open_clip's; the text tower theirs or a BERT."""
+    act = "quick_gelu" if not model or model.get("quick_gelu") else "gelu"
+    weights = openai_names(published)
+    if "text.transformer.embeddings.word_embeddings.weight" not in published:
+        config = openai_config(weights, act)
+        return options_of(config, weights), our_names(weights)
+    text = model.get("text_cfg", {})
+    vision = openai_vision(weights, act)
+    ours = from_published_keys({key: value for key, value in weights.items() if key.startswith("text.")})
+    ours |= our_names({key: value for key, value in weights.items() if not key.startswith("text.")})
+    return {
+        "vision_config": vision,
+        "text_config": _text_config(text, published, folder),
+        "projection_size": vision.projection_dim,
+        "vision_projection": "linear",
+        "text_projection": "mlp" if "text.proj.2.weight" in published else "linear",
+        "text_pooling": "mean" if "mean" in text.get("hf_pooler_type", "") else "cls",
+        "loss": "sigmoid" if "logit_bias" in published else "info_nce",
+    }, ours
 
 
 def config_options(model: dict[str, Any], published: dict[str, Tensor], folder: Path) -> dict[str, Any]:
@@ -108,7 +170,7 @@ def _text_config(text: dict[str, Any], published: dict[str, Tensor], folder: Pat
     for local in (folder / text.get("hf_model_name", ""), Path(text.get("hf_model_name", ""))):
         if (local / "config.json").is_file():
             config = load_config(local)
-            if config.model_type == "bert":
+            if config.model_type in ("bert", "roberta", "xlm-roberta"):
                 return config
     embeddings = "text.transformer.embeddings."
     vocabulary, width = published[f"{embeddings}word_embeddings.weight"].shape

@@ -15,14 +15,18 @@ from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
 from hf_medvlm.families.dual_encoder.model import DualEncoderModel
-from hf_medvlm.families.dual_encoder.processor import build_processor, published_processor
-from hf_medvlm.families.dual_encoder.published import CONFIG_FILE
+from hf_medvlm.families.dual_encoder.processor import (
+    build_processor,
+    pair_processor,
+    published_processor,
+    set_image_size,
+)
+from hf_medvlm.families.dual_encoder.published import is_published
 from hf_medvlm.models.loading import (
     check_family,
     find_folder,
     load_processor,
     load_strictly,
-    load_tokenizer,
     model_type_of,
 )
 from hf_medvlm.models.tiny import train_tokenizer
@@ -47,8 +51,8 @@ class PairArguments:
 
     model_name_or_path: str | None = option(
         None,
-        "folder or Hub id, ours or open_clip's (BiomedCLIP); or VISION,TEXT: two pretrained towers, such as a ViT and "
-        "a BERT; a tiny model with random weights by default",
+        "folder or Hub id, ours or published (CLIP, SigLIP, BiomedCLIP, ...); or VISION,TEXT: two pretrained towers, "
+        "such as a ViT and a BERT; a tiny model with random weights by default",
     )
     image_size: int | None = option(None, "side of the square images; the checkpoint's own by default")
     sections: str = option(ALL_TEXT, SECTIONS_HELP)
@@ -56,6 +60,11 @@ class PairArguments:
     projection_size: int | None = option(None, "width of the joint space; 512 for two towers, 64 for a tiny model")
     vision_projection: str | None = option(None, "linear or mlp; linear by default")
     text_projection: str | None = option(None, "linear or mlp; linear by default")
+    text_pooling: str | None = option(
+        None,
+        "cls, mean, last (decoders) or pooler (CLIP, SigLIP): how a text's tokens become one vector; by default "
+        "as the text tower was trained",
+    )
     loss: str | None = option(None, "info_nce or sigmoid; the checkpoint's own, or info_nce, by default")
     temperature: float | None = option(None, "at the start; the checkpoint's own, or 0.07, by default")
     match_duplicates: bool = option(True, "equal reports match each other's images")
@@ -64,14 +73,31 @@ class PairArguments:
     freeze_vision: bool = option(False, "do not train the vision tower")
     freeze_text: bool = option(False, "do not train the text tower")
     sentence_share: float = option(0.0, "share of the training texts of which one random sentence is taken")
+    combined_weights: str = option("0.7,0.3", "weights of mean recall and AUC in the score `combined`")
     probe_studies: int = option(1000, "training studies that the linear probe learns from; 0: no probe")
 
     def model_options(self) -> dict[str, Any]:
         """The options of the model's config that were given."""
-        names = ("projection_size", "vision_projection", "text_projection", "loss", "temperature", "local_loss")
+        names = ("projection_size", "vision_projection", "text_projection", "text_pooling", "loss", "temperature")
+        names += ("local_loss",)
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         fixed = ("match_duplicates", "local_weight", "freeze_vision", "freeze_text")
         return given | {name: getattr(self, name) for name in fixed}
+
+    @property
+    def weights(self) -> tuple[float, float]:
+        """`--combined_weights` as numbers.
+
+        Raises:
+            ValueError: it is not two numbers, or they do not sum to more than 0.
+        """
+        try:
+            recall, auc = (float(part) for part in self.combined_weights.split(","))
+        except ValueError as error:
+            raise ValueError(f"--combined_weights {self.combined_weights}: two numbers, such as 0.7,0.3") from error
+        if not (recall >= 0 and auc >= 0 and 0 < recall + auc < float("inf")):
+            raise ValueError(f"--combined_weights {self.combined_weights}: neither below 0, and not both 0")
+        return recall, auc
 
 
 def load_dual_encoder(
@@ -91,19 +117,23 @@ def load_dual_encoder(
         tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
         return model_class.tiny(tokenizer, size, **config), build_processor(tokenizer, size)
     if "," in path:
-        vision, _, text = path.partition(",")
-        model = model_class.from_vision_text_pretrained(vision.strip(), text.strip(), **config)
-        size = options.image_size or getattr(model.config.vision_config, "image_size", None) or 224
-        return model, build_processor(load_tokenizer(text.strip()), size)
-    folder = find_folder(path)
-    if (folder / CONFIG_FILE).is_file():
-        return model_class.from_published(folder, **config), published_processor(folder)
+        vision, text = (name.strip() for name in path.split(",", 1))
+        model = model_class.from_vision_text_pretrained(vision, text, **config)
+        return model, pair_processor(vision, text, model.config, options.image_size)
+    published = Path(path) if Path(path).is_file() else find_folder(path)
+    if is_published(published):
+        model = model_class.from_published(published, **config)
+        return model, published_processor(published, model.config, options.image_size)
+    folder = published
     check_family(folder, model_class, (DualEncoderModel.config_class.model_type,))
     if check_is(folder, model_class):
         model = load_strictly(model_class, folder, **config)
     else:
         model = model_class.from_dual_encoder(load_strictly(DualEncoderModel, folder), **config)
-    return model, load_processor(folder)
+    processor = load_processor(folder)
+    if options.image_size:
+        set_image_size(processor.image_processor, options.image_size)
+    return model, processor
 
 
 def check_is(folder: Path, model_class: type[DualEncoderModel]) -> bool:
@@ -133,7 +163,7 @@ def dual_encoder_trainer(
         model=model,
         args=args.training,
         data_collator=replace(plain, training=args.training.augment, sentence_share=options.sentence_share),
-        evaluation=evaluation_class(plain, model, probe_rows=probe),
+        evaluation=evaluation_class(plain, model, probe_rows=probe, combined_weights=options.weights),
         train_dataset=StudyRows(splits.train),
         eval_dataset=StudyRows(splits.validate),
         processing_class=processor,

@@ -26,8 +26,9 @@ from hf_medvlm import losses
 from hf_medvlm.families.dual_encoder.model import DualEncoderModel
 from hf_medvlm.families.patch_ib.config import PatchIBConfig
 from hf_medvlm.models.convert.checkpoint import load_weights
+from hf_medvlm.models.encoding import encode_image, encode_text, patch_grid
 from hf_medvlm.models.heads import CrossAttention, MaskHead, gumbel_mask, projection, threshold_mask, top_k_mask
-from hf_medvlm.models.towers import hidden_size, patch_grid, read, see
+from hf_medvlm.models.towers import hidden_size
 
 SHARPNESS = 5.0  # of the sigmoid that turns a cosine into a gate
 
@@ -93,12 +94,12 @@ class PatchIBModel(DualEncoderModel):
 
     # -- the image side ------------------------------------------------------------------------------------------------
 
-    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+    def get_image_features(self, pixel_values: Tensor, **patches_of: Tensor | None) -> Tensor:
         """(B, 3, H, W) -> (B, D), projected, not normalised; without a text: E drops, all others see the whole
         image.
         """
         if self.config.variant != "E":
-            return super().get_image_features(pixel_values)
+            return super().get_image_features(pixel_values, **patches_of)
         hidden, _ = self._embed(pixel_values)
         return self.vision_projection(self._drop_by_head(hidden)[0][:, 0])
 
@@ -128,9 +129,9 @@ class PatchIBModel(DualEncoderModel):
     # -- everything the loss needs -------------------------------------------------------------------------------------
 
     def represent(
-        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor
+        self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor, **patches_of: Tensor | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        text = read(self.text_tower, input_ids, attention_mask, self.config.text_pooling)
+        text = encode_text(self.text_tower, input_ids, attention_mask, self.config.text_pooling)
         rows = {"text_embeds": self._normalized(self.text_projection(text.pooled))} | self.scalars()
         if self.config.variant in "FGH" or self.config.alignment or self._has_local_loss:
             rows["token_embeds"] = self.text_projection(text.tokens).float()  # (B, T, D)
@@ -149,7 +150,7 @@ class PatchIBModel(DualEncoderModel):
     def _whole(self, rows: dict[str, Tensor], pixel_values: Tensor) -> dict[str, Tensor]:
         """A to D: the whole tower, then perhaps a mask over its patches."""
         config = self.config
-        image = see(self.vision_tower, pixel_values)
+        image = encode_image(self.vision_tower, pixel_values)
         patches = self.vision_projection(image.patches).float()  # (B, P, D)
         rows["image_embeds"] = self._normalized(self.vision_projection(image.pooled))
         kept = None

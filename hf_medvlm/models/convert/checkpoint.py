@@ -107,6 +107,13 @@ def _safetensors_header(path: Path, size: int) -> dict[str, Any]:
     return header
 
 
+def _is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def count_tensors(path: Path) -> int:
     """How many tensors a checked weight file may hold: exact for safetensors, an upper bound for pickles."""
     if path.suffix == ".safetensors":
@@ -146,6 +153,11 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if path.is_file() and path.suffix not in (".safetensors", *PICKLED):
         raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r}")
     check_weight_file(path)
+    if _is_torchscript(path):
+        raise ValueError(
+            f"{path}: a TorchScript archive, which holds a program, and that is not run. Where you trust it, save its "
+            "weights alone: torch.save(torch.jit.load(PATH).state_dict(), NEW)"
+        )
     try:
         if path.suffix == ".safetensors":
             loaded = load_file(path)
