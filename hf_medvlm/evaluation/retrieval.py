@@ -32,6 +32,7 @@ from hf_medvlm.models.encoding import IMAGE_INPUTS as INPUTS
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
+SAME = 1e-6  # the largest difference of features that are the same
 LOSS_BLOCK = 64  # pairs that one evaluation loss tells apart, in the order of the split, whatever the batch size
 
 
@@ -64,6 +65,27 @@ class RetrievalEvaluation(Evaluation):
         return self.collator(rows) | {"labels": torch.tensor([row.index for row in as_rows(rows)])}
 
     collate_for_trainer = collate
+
+    @torch.no_grad()
+    def preflight(self, model: nn.Module, texts: Sequence[str]) -> list[tuple[str, str, str]]:
+        """Whether different texts get different features; lines of the preflight, (state, name, text).
+
+        The texts begin alike, so that a tower that sees only their beginning is found out: a decoder's first token.
+        """
+        probes = [f"Report: {text}" for text in dict.fromkeys(map(same_text, texts)) if text][:8]
+        if len(probes) < 2:
+            return []
+        training, device = model.training, next(model.parameters()).device
+        tokens = {name: value.to(device) for name, value in self.collator.tokenize(probes).items()}
+        features = F.normalize(model.eval().get_text_features(**tokens).float(), dim=-1)
+        model.train(training)
+        spread = float((features - features.mean(0)).abs().max())
+        pooling = getattr(model.config, "text_pooling", None)
+        if spread < SAME:
+            way_out = "a decoder needs --text_pooling last, others cls or mean; or raise --max_length"
+            found = f"{len(probes)} different texts all get the same features (text_pooling {pooling!r}): nothing could"
+            return [("STOP", "texts", f"{found} be learnt; {way_out}")]
+        return [("ok", "texts", f"{len(probes)} different texts get different features (text_pooling {pooling!r})")]
 
     def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
         output = model(**{name: batch[name] for name in (*INPUTS, "input_ids", "attention_mask") if name in batch})

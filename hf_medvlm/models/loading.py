@@ -31,6 +31,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_medvlm.models.convert.checkpoint import check_finite, check_weight_file, count_tensors, read_json
 
@@ -369,12 +370,26 @@ def load_image_processor(path: str | Path, image_size: int | None = None) -> Bas
     """
     folder = find_folder(path, weights=False)
     with clear_errors(folder, "image processor"):
-        processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        try:
+            processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        except ImportError:  # an architecture that transformers reads with torchvision alone (DINOv3)
+            processor = _on_pillow(folder)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
         if getattr(processor, "do_center_crop", False):
             processor.do_center_crop = False  # a radiograph's margins belong to it
     return processor
+
+
+def _on_pillow(folder: Path) -> BaseImageProcessor:
+    """The numbers of a folder's image processor, on Pillow."""
+    file = next(folder / name for name in IMAGE_FILES if (folder / name).is_file())
+    record = read_json(file)
+    record = record.get("image_processor", record)
+    names = ("size", "resample", "image_mean", "image_std", "do_resize", "do_rescale", "rescale_factor", "do_normalize")
+    kept = {name: record[name] for name in names if record.get(name) is not None}
+    logger.warning("%s: %s needs torchvision; its numbers are used on Pillow", file, record.get("image_processor_type"))
+    return ViTImageProcessorPil(**kept)
 
 
 def load_processor(path: str | Path, processor_class: type[ProcessorMixin] | Any = AutoProcessor) -> Any:

@@ -12,6 +12,7 @@ from hf_medvlm.data.fields import section_alternatives
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.models.preprocessing import describe_pixels
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.preflight_resources import check_resources, parameter_sizes
 
@@ -28,6 +29,7 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     _sections(checks, splits, _option(args, "sections"))
     _leakage(checks, splits)
     _supervision(checks, trainer, show_text=args.training.dry_run)
+    _inputs(checks, trainer, splits, _option(args, "sections"))
     _model(checks, trainer)
     _steps(checks, trainer)
     check_resources(checks, trainer, splits, args)
@@ -109,6 +111,18 @@ def _supervision(checks: Checks, trainer: MedVLMTrainer, show_text: bool) -> Non
         checks.add(OK, "image tokens", f"{collator.image_tokens} an image")
     shapes = ", ".join(f"{name} {tuple(value.shape)}" for name, value in batch.items() if torch.is_tensor(value))
     checks.add(OK, "batch", shapes)
+
+
+def _inputs(checks: Checks, trainer: MedVLMTrainer, splits: Splits, sections: str | None) -> None:
+    """How pixels are prepared, and whether the model tells texts apart where it embeds them."""
+    processor = getattr(trainer.processing_class, "image_processor", trainer.processing_class)
+    if hasattr(processor, "model_input_names") and "pixel_values" in processor.model_input_names:
+        checks.add(OK, "pixels", describe_pixels(processor))
+    look_at_texts = getattr(trainer.evaluation, "preflight", None)
+    if look_at_texts is not None and sections is not None:
+        texts = [study.text(sections) for study in splits.train[:50]]
+        for state, what, found in look_at_texts(trainer.accelerator.unwrap_model(trainer.model), texts):
+            checks.add(state, what, found)
 
 
 def _model(checks: Checks, trainer: MedVLMTrainer) -> None:

@@ -100,9 +100,7 @@ def to_two_towers(model: PreTrainedModel) -> PreTrainedModel:
             f"projections are no model of {', '.join(KINDS)}; this one is saved in the project's own layout alone"
         )
     if config.text_pooling != "pooler":
-        raise ValueError(
-            f"{kind} pools its texts itself; this model was trained with text_pooling={config.text_pooling}"
-        )
+        raise ValueError(f"{kind} pools its texts itself; this model has text_pooling={config.text_pooling!r}")
     config_class, model_class = KINDS[kind]
     options = {"projection_dim": config.projection_size} if kind == "clip" else {}
     with torch.device("meta"):

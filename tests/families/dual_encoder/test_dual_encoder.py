@@ -150,7 +150,7 @@ def test_it_runs_in_bf16_with_gradient_checkpointing():
         ({"temperature": 0.0}, "temperature must be"),
         ({"loss": "clip"}, "loss must be one of info_nce, sigmoid, got 'clip'"),
         ({"local_loss": "best"}, "local_loss must be one of None, gloria"),
-        ({"vision_projection": "deep"}, "linear, mlp, got 'deep'"),
+        ({"vision_projection": "deep"}, "linear, mlp, none, got 'deep'"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options, match):
