@@ -31,6 +31,11 @@ def main(argv: list[str] | None = None) -> str:
     model, processor = load_biovil_t(args.model, splits)
     studies = chosen_studies(splits, args.model.splits)
     collator = prior_collator(model, processor, splits, args)
+    if args.model.model_name_or_path is None and args.data.dataset != "synthetic":
+        print("warning: no --model_name_or_path: these are features of a tiny model with random weights", flush=True)
+    if args.training.dry_run:
+        print(f"{len(studies)} studies of {splits.name} would be written to {args.training.output_dir}")
+        return ""
     index = extract_features(model, collator, studies, args.training.output_dir, feature_options(args))
     print(f"{len(studies)} studies in {index}")
     return str(index)

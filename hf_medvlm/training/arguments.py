@@ -155,7 +155,8 @@ def parse(
         recipe: the recipe's `__file__`; names the run folder.
         argv: the command line without the program; `sys.argv` by default.
         defaults: the recipe's own defaults.
-        tiny: further defaults where no `--model_name_or_path` is given.
+        tiny: further defaults for synthetic studies where no `--model_name_or_path` is given. With a data set of one's
+            own none of them applies, whatever the model.
         groups: name -> dataclass; `training` must be a `MedVLMArguments`. It is built last but before any model, as
             ZeRO-3 wants it.
 
@@ -177,7 +178,10 @@ def parse(
     from_yaml = read_yaml(path, known) if path else {}
     explicit = set(from_yaml) | {word[2:].split("=")[0].replace("-", "_") for word in given if word.startswith("--")}
     own = dict(defaults or {})
-    if "model_name_or_path" not in explicit:
+    parser.set_defaults(**from_yaml)
+    data = parser.parse_known_args([*given])[0]
+    synthetic = getattr(data, "dataset", "synthetic") == "synthetic" and getattr(data, "data_path", None) is None
+    if "model_name_or_path" not in explicit and synthetic:
         own |= tiny or {}
     if "num_train_epochs" in explicit and "max_steps" not in explicit:
         own.pop("max_steps", None)

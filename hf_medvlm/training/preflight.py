@@ -25,6 +25,7 @@ SHOWN_TEXT = 100  # characters of a supervised text
 def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> Checks:
     """Look at data, supervision, model, steps, and at everything a run needs around it; run nothing."""
     checks = Checks()
+    _random_weights(checks, trainer, splits, args)
     _data(checks, splits)
     _sections(checks, splits, _option(args, "sections"))
     _leakage(checks, splits)
@@ -34,6 +35,23 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     _steps(checks, trainer)
     check_resources(checks, trainer, splits, args)
     return checks
+
+
+FEW = 20  # studies of a split, below which its scores say little
+MANY_EPOCHS = 100
+
+
+def _random_weights(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> None:
+    """Say first of all where somebody's own studies would train a toy."""
+    named = any(hasattr(group, "model_name_or_path") for group in vars(args).values())
+    if named and splits.name != "synthetic" and _option(args, "model_name_or_path") is None:
+        checks.add(
+            WARNING,
+            "random model",
+            f"no --model_name_or_path: a tiny {type(trainer.model).__name__} with random weights is trained on "
+            f"{splits.name}, which is a test of the data and no model for use; start from a checkpoint, as the "
+            "--config beside each recipe does",
+        )
 
 
 def _data(checks: Checks, splits: Splits) -> None:
@@ -47,7 +65,12 @@ def _data(checks: Checks, splits: Splits) -> None:
         checks.add(WARNING, "left out", f"{count} x {reason}; the first: {first[reason]}")
     for split in ("validate", "test"):
         if not splits.studies[split]:
-            checks.add(WARNING, "data", f"the {split} split is empty; there will be no {split} scores")
+            without = "; training goes on without evaluation and keeps its last weights" if split == "validate" else ""
+            checks.add(WARNING, "data", f"the {split} split is empty; there will be no {split} scores{without}")
+        elif len(splits.studies[split]) < FEW and splits.name != "synthetic":
+            chosen = "; they choose the best checkpoint" if split == "validate" else ""
+            found = f"the {split} split has {len(splits.studies[split])} studies, so that its scores say little{chosen}"
+            checks.add(WARNING, "data", found)
 
 
 def _option(args: SimpleNamespace, name: str) -> Any:
@@ -95,6 +118,8 @@ def _leakage(checks: Checks, splits: Splits) -> None:
 def _supervision(checks: Checks, trainer: MedVLMTrainer, show_text: bool) -> None:
     """Collate one training batch; count what is supervised in it, and in a dry run show a piece of it."""
     rows, collator = trainer.train_dataset, trainer.data_collator
+    if rows is None or not len(rows):
+        return  # nothing is trained
     first = first_rows(rows, 4)
     batch = collator(first)
     if "labels" in batch:
@@ -135,14 +160,19 @@ def _model(checks: Checks, trainer: MedVLMTrainer) -> None:
 def _steps(checks: Checks, trainer: MedVLMTrainer) -> None:
     args = trainer.args
     batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    studies = len(trainer.train_dataset)
+    studies = len(trainer.train_dataset or ())
+    if not studies:
+        return  # nothing is trained
     steps = args.max_steps if args.max_steps > 0 else int(args.num_train_epochs * max(studies // batch, 1))
+    epochs = steps * batch / studies
+    many = epochs > MANY_EPOCHS
+    way_out = f"; each study would be seen {epochs:.0f} times: lower --max_steps or --num_train_epochs" if many else ""
     checks.add(
-        OK,
+        WARNING if many else OK,
         "steps",
         f"{steps} steps of {batch} studies ({args.per_device_train_batch_size} a device x "
         f"{args.gradient_accumulation_steps} accumulated x {args.world_size} processes), "
-        f"{steps * batch / studies:.1f} epochs, on {args.device}",
+        f"{epochs:.1f} epochs, on {args.device}{way_out}",
     )
     if hasattr(args, "contrastive_batch_size"):
         checks.add(OK, "negatives", f"{batch - 1} for each pair, over all micro-batches and processes")

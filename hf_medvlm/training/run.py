@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from transformers import EarlyStoppingCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_medvlm import __version__
 from hf_medvlm.data.fields import ALL_TEXT
@@ -57,7 +58,24 @@ def leave_processes() -> None:
 def load_data(args: SimpleNamespace) -> Splits:
     """`load_splits` with the options of `DataArguments`; the main process goes first and makes what has to be made."""
     with args.training.main_process_first(local=False):
-        return load_splits(**vars(args.data), sections=getattr(args.model, "sections", ALL_TEXT))
+        return load_splits(
+            **vars(args.data), sections=getattr(args.model, "sections", ALL_TEXT), held_out=scores_all(args)
+        )
+
+
+def scores_all(args: SimpleNamespace) -> bool:
+    """Whether every study that is not marked as training is scored: nothing is trained, and the model has not been
+    trained on this very data set, whose training patients a hash has dealt out."""
+    if not args.training.evaluate_only or args.data.dataset == "synthetic":
+        return False
+    described = Path(getattr(args.model, "model_name_or_path", None) or "") / RUN_FILE
+    if not described.is_file():
+        return True
+    trained_on = json.loads(described.read_text(encoding="utf-8")).get("dataset")
+    if trained_on == Path(args.data.dataset).name:
+        print(f"The model was trained on {trained_on}: only what was held out of its training is scored", flush=True)
+        return False
+    return True
 
 
 def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[str, Scores]:
@@ -77,6 +95,8 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
     start = time.time()
     training, folder = args.training, Path(args.training.output_dir)
     main_process = trainer.is_world_process_zero()
+    if not splits.validate and not training.evaluate_only:
+        train_without_evaluation(trainer)
     checks = preflight(trainer, splits, args)
     if main_process:
         print(checks.text(), flush=True)
@@ -90,7 +110,7 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RUN_FILE).unlink(missing_ok=True)  # from here on the folder holds an unfinished run
         write_rejected(splits, folder)
-    if training.early_stopping_patience:
+    if training.early_stopping_patience and splits.validate:
         trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
     throughput = Throughput()
     trainer.add_callback(throughput)
@@ -126,6 +146,14 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
         finish(folder, args)
     trainer.accelerator.wait_for_everyone()
     return results
+
+
+def train_without_evaluation(trainer: MedVLMTrainer) -> None:
+    """There is no validation split: nothing is evaluated on the way, and the last weights are kept."""
+    trainer.args.eval_strategy = IntervalStrategy.NO
+    trainer.args.load_best_model_at_end = False
+    if trainer.args.save_strategy == SaveStrategy.BEST:
+        trainer.args.save_strategy = SaveStrategy.STEPS
 
 
 def finish(folder: Path, args: SimpleNamespace) -> None:

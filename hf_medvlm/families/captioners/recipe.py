@@ -63,7 +63,7 @@ def load_captioner(
     path = options.model_name_or_path
     if path is None:
         tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
-        size = options.image_size or 96
+        size = options.image_size or 224
         model = model_class.tiny(tokenizer, size)
         processor = model_class.tiny_processor(tokenizer, size)
     else:

@@ -46,7 +46,7 @@ class ChatModelArguments:
     mm_projector_type: str = option("mlp2x_gelu", "LLaVA-1.5's projector, the only one")
     mm_vision_select_layer: int = option(-2, "which of the tower's hidden states the projector reads")
     pretrain_mm_mlp_adapter: str | None = option(None, "projector of stage 1: an mm_projector.bin")
-    image_size: int = option(96, "tiny model: side of its images")
+    image_size: int = option(224, "tiny model: side of its images")
     trains: str = option("projector+llm", "projector, projector+lora, projector+llm or all")
     lora_r: int = option(128, "rank of the adapters")
     lora_alpha: int = option(256, "scale of the adapters")

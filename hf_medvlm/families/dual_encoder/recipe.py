@@ -113,7 +113,7 @@ def load_dual_encoder(
     """
     path, config = options.model_name_or_path, options.model_options() | bottleneck
     if path is None:
-        size = options.image_size or arguments.TINY["image_size"]
+        size = options.image_size or 224
         tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
         return model_class.tiny(tokenizer, size, **config), build_processor(tokenizer, size)
     if "," in path:

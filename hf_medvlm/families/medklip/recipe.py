@@ -129,7 +129,7 @@ def load_medklip(options: MedKlipArguments, splits: Splits) -> tuple[MedKlipMode
     """
     path = options.model_name_or_path
     if path is None:
-        model, size = MedKlipModel.tiny(**options.changes), options.image_size or 96
+        model, size = MedKlipModel.tiny(**options.changes), options.image_size or 224
     elif is_published(path):
         model, size = MedKlipModel.from_published(path, **options.changes), options.image_size or 224
         model.train()

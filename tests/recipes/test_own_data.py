@@ -1,0 +1,71 @@
+"""Somebody's own small data: no toy settings unasked, no validation split, a test set of another hospital."""
+
+import importlib
+import json
+
+import pytest
+from make_corpora import write_image
+
+blip = importlib.import_module("finetune_blip")
+extract = importlib.import_module("extract_biovil_t")
+SMALL = (
+    "--image_size 32 --max_steps 2 --max_length 24 --per_device_train_batch_size 4 --dataloader_num_workers 0".split()
+)
+
+
+def table(folder, splits, name="t.csv"):
+    lines = ["image,patient_id,split,findings,impression"]
+    for n, split in enumerate(splits):
+        write_image(folder / f"{n}.png", n, size=40)
+        lines.append(f"{n}.png,p{n},{split},The heart is normal in case {n}.,Impression {n}.")
+    (folder / name).write_text("\n".join(lines) + "\n")
+    return str(folder / name)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on a table with train and test and no validation split."""
+    folder = tmp_path_factory.mktemp("own")
+    path = table(folder, ["train"] * 8 + ["test"] * 3)
+    out = folder / "run"
+    results = blip.main(["--dataset", path, "--output_dir", str(out), *SMALL])
+    return folder, out, results
+
+
+def test_without_a_validation_split_training_goes_to_its_end(trained):
+    _, out, results = trained
+    assert list(results) == ["test"] and results["test"].n == 3
+    assert (out / "model.safetensors").exists() and json.loads((out / "run.json").read_text())["steps"] == 2
+    reference = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])["reference"]
+    assert reference.endswith("Impression 8.")  # the impression is part of the text: no toy setting took it away
+
+
+def test_the_preflight_says_first_that_the_model_is_a_toy(tmp_path, capsys):
+    path = table(tmp_path, ["train"] * 6 + ["val"] * 2 + ["test"] * 2)
+    blip.main(["--dataset", path, "--dry_run", "True", "--output_dir", str(tmp_path / "o"), "--max_steps", "900"])
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert "random model" in lines[0] and "random weights" in lines[0]
+    said = "\n".join(lines)
+    assert "(4, 3, 224, 224)" in said and "the validate split has 2 studies" in said and "lower --max_steps" in said
+
+
+def test_all_of_another_hospitals_studies_are_scored(trained, tmp_path, monkeypatch):
+    _, out, _ = trained
+    path = table(tmp_path, ["test"] * 5, "elsewhere.csv")
+    monkeypatch.chdir(tmp_path)
+    scored = ["--model_name_or_path", str(out), "--evaluate_only", "True", "--max_length", "24"]
+    results = blip.main([*scored, "--dataset", path, "--output_dir", str(tmp_path / "e1")])
+    assert results["test"].n == 5
+    unmarked = (tmp_path / "elsewhere.csv").read_text().replace(",split,", ",part,")
+    (tmp_path / "unmarked.csv").write_text(unmarked)
+    results = blip.main([*scored, "--dataset", str(tmp_path / "unmarked.csv"), "--output_dir", str(tmp_path / "e2")])
+    assert results["test"].n == 5
+
+
+def test_features_of_random_weights_are_named_and_a_dry_run_writes_none(tmp_path, capsys):
+    path = table(tmp_path, ["train"] * 4)
+    out = tmp_path / "features"
+    extract.main(["--dataset", path, "--dry_run", "True", "--output_dir", str(out), "--image_size", "32"])
+    said = capsys.readouterr().out
+    assert "a tiny model with random weights" in said and "4 studies of t.csv would be written" in said
+    assert not list(out.rglob("*.safetensors"))
