@@ -9,6 +9,7 @@ from pathlib import Path
 from hf_medvlm.data.quality import LABEL_POLICIES
 from hf_medvlm.data.sources.base import Corpus, nearest
 from hf_medvlm.data.sources.iu_xray import load_iu_xray
+from hf_medvlm.data.sources.nih import load_nih
 from hf_medvlm.data.sources.roco import load_roco
 from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.shipped import find_shipped
@@ -41,7 +42,7 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
 
 
 def read_corpus(options: Namespace) -> Corpus:
-    """Read IU X-ray, ROCO or a table from `options.root` (`prepare` reads MIMIC-CXR in parts).
+    """Read IU X-ray, ROCO, NIH ChestX-ray14 or a table from `options.root` (`prepare` reads MIMIC-CXR in parts).
 
     Raises:
         ValueError: the folder holds no such corpus, or a broken one; the message names the file and the line.
@@ -49,6 +50,8 @@ def read_corpus(options: Namespace) -> Corpus:
     root = options.root
     if options.corpus == "iu-xray":
         return load_iu_xray(root)
+    if options.corpus == "nih":
+        return load_nih(root)
     if options.corpus == "roco":
         return load_roco(root, options.chest_xray)
     table = root / options.table if (root / options.table).exists() else options.table
@@ -90,6 +93,7 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     iu_xray = kinds.add_parser("iu-xray", parents=[common], help="Open-i, Kaggle or R2Gen files", **style)
     roco = kinds.add_parser("roco", parents=[common], help="ROCO, its repository or the Kaggle files", **style)
     roco.add_argument("--chest_xray", action=BooleanOptionalAction, default=False, help="only chest radiographs")
+    nih = kinds.add_parser("nih", parents=[common], help="NIH ChestX-ray14: labels and follow-ups, no reports", **style)
     table = kinds.add_parser("table", parents=[common], help="any table with images and text", **style)
     table.add_argument(
         "--table",
@@ -102,7 +106,7 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     table.add_argument("--split_column", help="holds train, validate, test; else split if it does")
     table.add_argument("--date_column", help="orders a patient's studies; else study_date or date if there")
     table.add_argument("--encoding", help="of a text file, cp1252 say; by default UTF-8, or what its mark says")
-    return parser, {"mimic-cxr": mimic, "iu-xray": iu_xray, "roco": roco, "table": table}
+    return parser, {"mimic-cxr": mimic, "iu-xray": iu_xray, "roco": roco, "nih": nih, "table": table}
 
 
 def _yaml_options(path: str, parser: ArgumentParser) -> list[str]:

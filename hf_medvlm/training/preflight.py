@@ -65,8 +65,9 @@ def _data(checks: Checks, splits: Splits) -> None:
         checks.add(WARNING, "left out", f"{count} x {reason}; the first: {first[reason]}")
     for split in ("validate", "test"):
         if not splits.studies[split]:
-            without = "; training goes on without evaluation and keeps its last weights" if split == "validate" else ""
-            checks.add(WARNING, "data", f"the {split} split is empty; there will be no {split} scores{without}")
+            checks.add(WARNING, "data", f"the {split} split is empty; there will be no {split} scores")
+            if split == "validate":
+                checks.add(WARNING, "data", "nothing is evaluated while training, and the last weights are kept")
         elif len(splits.studies[split]) < FEW and splits.name != "synthetic":
             chosen = "; they choose the best checkpoint" if split == "validate" else ""
             found = f"the {split} split has {len(splits.studies[split])} studies, so that its scores say little{chosen}"
