@@ -14,15 +14,21 @@ from typing import Any
 
 import torch
 from PIL.Image import Image
+from PIL.Image import new as new_image
 from torch import Tensor
-from transformers import ProcessorMixin
+from transformers import BatchFeature, ProcessorMixin
 
 from hf_medvlm.families.chat.processors import stop_ids
 from hf_medvlm.families.chat.rendering import Rendered, notes, render
-from hf_medvlm.families.chat.turns import Message, as_messages
+from hf_medvlm.families.chat.turns import STAND_IN, Message, as_messages
 from hf_medvlm.labels import IGNORE_INDEX
 
 log = logging.getLogger(__name__)
+IDLE: list[Message] = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": STAND_IN}]},
+    {"role": "assistant", "content": [{"type": "text", "text": STAND_IN}]},
+]
+"""The row that keeps the vision tower at work."""
 
 
 def encode_messages(
@@ -55,13 +61,18 @@ def encode_batch(
     images: Sequence[Sequence[Image]],
     processor: ProcessorMixin,
     max_length: int | None = None,
+    idle: bool = False,
 ) -> dict[str, Tensor]:
     """Checked messages of several conversations in one call of the processor, padded on the right.
+
+    Args:
+        idle: a batch without images gets a last row that has one and of which nothing is supervised. Vision tower and
+            connector then run in every batch, which processes that work together (DDP, ZeRO-3) rely on.
 
     Raises:
         ValueError: as `encode_messages`.
     """
-    return _encode(conversations, images, processor, max_length)[0]
+    return _encode(conversations, images, processor, max_length, idle)[0]
 
 
 def encode_with_prompts(
@@ -69,6 +80,7 @@ def encode_with_prompts(
     images: Sequence[Sequence[Image]],
     processor: ProcessorMixin,
     max_length: int | None = None,
+    idle: bool = False,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """`encode_batch`, and the batch for `generate` from the same encoding: each row up to its last answer, padded left.
 
@@ -77,10 +89,11 @@ def encode_with_prompts(
     Raises:
         ValueError: as `encode_messages`; a prompt longer than `max_length`.
     """
-    batch, starts = _encode(conversations, images, processor, max_length)
-    if max_length is not None and max(starts) > max_length:
+    batch, starts = _encode(conversations, images, processor, max_length, idle)
+    longest = max(starts[: len(conversations)])
+    if max_length is not None and longest > max_length:
         raise ValueError(
-            f"a prompt has {max(starts)} tokens, more than {max_length}; raise --model_max_length or shorten the text"
+            f"a prompt has {longest} tokens, more than {max_length}; raise --model_max_length or shorten the text"
         )
     names, fill = token_wise(batch), {"input_ids": processor.tokenizer.pad_token_id or 0}
     prompts = {name: value for name, value in batch.items() if name not in names}
@@ -100,8 +113,12 @@ def _encode(
     images: Sequence[Sequence[Image]],
     processor: ProcessorMixin,
     max_length: int | None,
+    idle: bool = False,
 ) -> tuple[dict[str, Tensor], list[int]]:
     """The batch, and for each row how many tokens stand before its last answer."""
+    real = len(conversations)
+    if idle and not any(images):
+        conversations, images = [*conversations, IDLE], [*images, [new_image("RGB", (56, 56))]]
     rendered = [render(messages, processor) for messages in conversations]
     for added in {one.added for one in rendered if one.added}:
         _say_added(processor, added)
@@ -123,8 +140,18 @@ def _encode(
         labels[row, inside] = batch["input_ids"][row, inside]
         answer = _overlap(offsets[row], _moved(one.asked, replaced[row]), _moved(len(one.text), replaced[row]))
         starts.append(int(answer.nonzero()[0]))
+    labels[real:] = IGNORE_INDEX
     batch["labels"] = labels
-    return _cut(batch, replaced, offsets, processor, max_length), starts
+    if max_length is not None and labels.shape[1] > max_length:
+        for row in range(real):
+            of_image = _image_columns(batch["input_ids"][row], offsets[row], replaced[row], processor)
+            _cut_row(batch, row, of_image, processor, max_length)
+        width = int(batch["attention_mask"].any(0).nonzero()[-1]) + 1
+        batch |= {name: batch[name][:, :width] for name in token_wise(batch)}
+    if not (batch["labels"][:real, 1:] != IGNORE_INDEX).any(1).all():
+        limit = "" if max_length is None else f", or the {max_length} tokens end before the first of them"
+        raise ValueError(f"nothing is supervised: the answers are empty{limit} (raise --model_max_length)")
+    return batch, starts
 
 
 def _refuse_uneven_images(batch: Mapping[str, Any], images: Sequence[Sequence[Image]]) -> None:
@@ -143,19 +170,24 @@ def _process(texts: list[str], images: Sequence[Sequence[Image]], processor: Pro
         raise ValueError(f"{type(tokenizer).__name__} gives no offsets; this needs a fast tokenizer (tokenizer.json)")
     # as ProcessorMixin.apply_chat_template: a begin token comes from the template or from the tokenizer
     has_begin = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+    options: dict[str, Any] = {
+        "text": texts,
+        "images": [list(row) for row in images] if any(images) else None,
+        "add_special_tokens": not has_begin,
+        "padding": len(texts) > 1,
+        "padding_side": "right",
+        "return_offsets_mapping": True,
+        "return_text_replacement_offsets": True,
+    }
     try:
-        return dict(
-            processor(
-                text=texts,
-                images=[list(row) for row in images] if any(images) else None,
-                add_special_tokens=not has_begin,
-                padding=len(texts) > 1,
-                padding_side="right",
-                return_tensors="pt",
-                return_offsets_mapping=True,
-                return_text_replacement_offsets=True,
-            )
-        )
+        return dict(processor(**options, return_tensors="pt"))
+    except ValueError as error:
+        if "text_replacement_offsets" not in str(error):
+            raise
+        # Idefics3 tries to make a tensor of them where the first row has no image
+        plain = dict(processor(**options))
+        replaced = plain.pop("text_replacement_offsets")
+        return {**BatchFeature(plain, tensor_type="pt"), "text_replacement_offsets": replaced}
     except (TypeError, KeyError, IndexError, AttributeError) as error:
         raise ValueError(f"{type(processor).__name__} cannot process this batch: {error}") from error
 
@@ -208,26 +240,17 @@ def token_wise(batch: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _cut(
-    batch: dict[str, Any], replaced: Sequence[Any], offsets: Tensor, processor: ProcessorMixin, max_length: int | None
-) -> dict[str, Tensor]:
-    """Cut to `max_length`; refuse where an image would be cut, or nothing would be left to learn."""
-    width = batch["input_ids"].shape[1]
-    if max_length is not None and width > max_length:
-        for row, images in enumerate(replaced):
-            of_image = _image_columns(batch["input_ids"][row], offsets[row], images, processor)
-            needed = int(of_image.nonzero()[-1]) + 1 if of_image.any() else 0
-            if needed > max_length:
-                raise ValueError(
-                    f"the images and the text in front of them take {needed} tokens, more than {max_length}, and an "
-                    "image is never cut; raise --model_max_length or leave images out"
-                )
-        for name in token_wise(batch):
-            batch[name] = batch[name][:, :max_length]
-    if (batch["labels"][:, 1:] != IGNORE_INDEX).any(1).all():
-        return batch
-    limit = "" if max_length is None else f", or the {max_length} tokens end before the first of them"
-    raise ValueError(f"nothing is supervised: the answers are empty{limit} (raise --model_max_length)")
+def _cut_row(batch: dict[str, Tensor], row: int, of_image: Tensor, processor: ProcessorMixin, max_length: int) -> None:
+    """Make padding of what a row has beyond `max_length`; refuse where that would be an image."""
+    needed = int(of_image.nonzero()[-1]) + 1 if of_image.any() else 0
+    if needed > max_length:
+        raise ValueError(
+            f"the images and the text in front of them take {needed} tokens, more than {max_length}, and an image is "
+            "never cut; raise --model_max_length or leave images out"
+        )
+    fill = {"input_ids": processor.tokenizer.pad_token_id or 0, "labels": IGNORE_INDEX}
+    for name in token_wise(batch):
+        batch[name][row, max_length:] = fill.get(name, 0)
 
 
 def _image_columns(ids: Tensor, offsets: Tensor, replaced: Sequence[Any], processor: ProcessorMixin) -> Tensor:
