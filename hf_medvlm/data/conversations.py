@@ -263,7 +263,7 @@ def read_llava(path: str | Path) -> list[Study]:
     path = Path(path)
     studies: list[Study] = []
     seen: Counter[str] = Counter()
-    for number, record in enumerate(_records(path)):
+    for number, record in enumerate(read_records(path)):
         name = f" (id {record.get('id')!r})" if isinstance(record, Mapping) else ""
         try:
             study = from_llava(record)
@@ -277,8 +277,10 @@ def read_llava(path: str | Path) -> list[Study]:
     return studies
 
 
-def _records(path: Path) -> list[Any]:
-    """The samples, undecoded. In `.jsonl` a line ends with a line feed; U+2028 and the like are part of a text."""
+def read_records(path: Path) -> list[Any]:
+    """The samples of a `.json` list or a `.jsonl`, undecoded.
+
+    In `.jsonl` a line ends with a line feed; U+2028 and the like are part of a text."""
     with open_text(path) as handle:
         texts = enumerate(handle, start=1) if path.suffix == ".jsonl" else [(1, handle.read())]
         records = [read_json(text, path, line) for line, text in texts if text.strip()]

@@ -90,9 +90,13 @@ class TextEvaluation(Evaluation):
             **prompts, max_new_tokens=self.max_new_tokens, num_beams=self.num_beams, do_sample=False, use_cache=True
         )
         generated = ids[:, prompts["input_ids"].shape[1] :]
-        ended = (generated == self.tokenizer.sep_token_id) | (generated == self.tokenizer.eos_token_id)
+        ended = torch.isin(generated, torch.tensor(self.stop_ids(model), device=generated.device))
         cut = torch.where(ended.any(1), STOPPED, CUT)
         return {"generated": generated, "cut": cut}
+
+    def stop_ids(self, model: nn.Module) -> list[int]:
+        """The ids that end a report."""
+        return [i for i in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id) if i is not None]
 
     def text_of(self, generated: np.ndarray) -> str:
         """The text of one row of generated ids."""

@@ -68,16 +68,24 @@ class ChatModelArguments:
 
 
 @dataclass
-class ChatDataArguments(DataArguments):
-    """Which conversations: a LLaVA file, or studies that are turned into conversations."""
+class ConversationDataArguments(DataArguments):
+    """Which conversations: a file of them, or studies that are turned into conversations."""
 
-    data_path: str | None = option(None, "LLaVA .json or .jsonl, or VQA-RAD's .csv, in place of --dataset")
-    image_aspect_ratio: str = option("pad", "pad: to a square in the mean colour; square: crop the middle")
+    data_path: str | None = option(
+        None, "conversations in place of --dataset: LLaVA's or ShareGPT's .json(l), VQA-RAD's, SLAKE's, or a .csv"
+    )
     sections: str = option(ALL_TEXT, SECTIONS_HELP)
     prompts: str = option("|".join(PROMPTS), "studies: questions, separated by |; one is chosen for each study")
     indication: bool = option(False, "studies: put the indication into the prompt")
     views: str = option("frontal", f"studies: {' or '.join(VIEWS)} images")
     prior: bool = option(False, "studies: add the frontal image of the previous study")
+
+
+@dataclass
+class ChatDataArguments(ConversationDataArguments):
+    """What LLaVA's image processor needs to know beside."""
+
+    image_aspect_ratio: str = option("pad", "pad: to a square in the mean colour; square: crop the middle")
 
     def __post_init__(self) -> None:
         if self.image_aspect_ratio not in ASPECT_RATIOS:

@@ -91,7 +91,10 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
     name = _class_name(folder)
     if name == "PaliGemmaProcessor":
         raise ValueError(f"{folder}: {PALIGEMMA}")
-    own_class = _processor_class(name, folder)
+    try:
+        own_class = processor_class(name)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     parts: dict[str, Any] = {}
     with clear_errors(folder, "processor"):
         described, _ = own_class.get_processor_dict(folder, trust_remote_code=False)
@@ -213,17 +216,21 @@ def _image_processor(name: str, folder: Path) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _processor_class(name: str, folder: Path) -> type[_OnPil]:
-    """The subclass, of the same name, of the processor class `name`."""
+def processor_class(name: str) -> type[_OnPil]:
+    """The subclass, of the same name, of transformers' processor class `name`.
+
+    Raises:
+        ValueError: there is no such class, or its file cannot be imported without torchvision.
+    """
     for model_type, named in PROCESSOR_MAPPING_NAMES.items():
         module = model_type_to_module_name(model_type)
         if named == name and _defines(module, name):
             try:
                 own = getattr(_import(module), name)
             except ImportError as error:
-                raise ValueError(f"{folder}: {name} cannot be loaded without torchvision: {error}") from error
+                raise ValueError(f"{name} cannot be loaded without torchvision: {error}") from error
             return _subclass(own)
-    raise ValueError(f"{folder}: this transformers has no processor class {name!r}")
+    raise ValueError(f"this transformers has no processor class {name!r}")
 
 
 def _defines(module: str, name: str) -> bool:

@@ -18,17 +18,17 @@ from hf_medvlm.data.conversations import (
     ChatOptions,
     answer_of,
     modality_length,
-    read_llava,
     turns_of,
     with_conversations,
 )
 from hf_medvlm.data.load import Splits, drop_broken, load_splits, splits_of
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.base import Rejected
-from hf_medvlm.data.sources.vqa_rad import as_multi_turn, read_vqa_rad
+from hf_medvlm.data.sources.conversation_files import read_conversation_file
+from hf_medvlm.data.sources.vqa_rad import as_multi_turn
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study
-from hf_medvlm.families.chat.arguments import ChatDataArguments, ChatModelArguments
+from hf_medvlm.families.chat.arguments import ChatModelArguments, ConversationDataArguments
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
 from hf_medvlm.families.chat.model import LlavaReporter
@@ -50,7 +50,7 @@ def load_conversations(args: SimpleNamespace) -> Splits:
     Raises:
         ValueError: what `read_llava`, `read_vqa_rad` or `load_splits` refuse; an image that is not in the folder.
     """
-    data: ChatDataArguments = args.data
+    data: ConversationDataArguments = args.data
     with args.training.main_process_first(local=False):
         if data.data_path is not None:
             return _read_conversations(data)
@@ -61,7 +61,7 @@ def load_conversations(args: SimpleNamespace) -> Splits:
     return replace(splits, studies={name: with_conversations(found, options) for name, found in splits.studies.items()})
 
 
-def chat_options(data: ChatDataArguments) -> ChatOptions:
+def chat_options(data: ConversationDataArguments) -> ChatOptions:
     """How `--dataset`'s studies become conversations."""
     return ChatOptions(
         prompts=tuple(prompt.strip() for prompt in data.prompts.split("|")),
@@ -72,11 +72,10 @@ def chat_options(data: ChatDataArguments) -> ChatOptions:
     )
 
 
-def _read_conversations(data: ChatDataArguments) -> Splits:
+def _read_conversations(data: ConversationDataArguments) -> Splits:
     path = Path(data.data_path)
-    folder = Path(data.image_folder or path.parent)
-    is_vqa = path.suffix == ".csv"
-    studies = read_vqa_rad(path) if is_vqa else read_llava(path)
+    folder = Path(data.image_folder or (path if path.is_dir() else path.parent))
+    studies = read_conversation_file(path)
     missing = [
         f"sample {study.study_id!r}: {image.path}"
         for study in studies

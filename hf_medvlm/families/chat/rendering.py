@@ -198,6 +198,17 @@ def ends_turn(text: str, processor: ProcessorMixin) -> bool:
     return text.rstrip().endswith(tuple({*stop_tokens(processor), *control_tokens(processor)}))
 
 
+def end_of_turn(processor: ProcessorMixin) -> int | None:
+    """The id of the control token that the template itself ends an answer with, None where it writes none."""
+    probe = [{"role": r, "content": [{"type": "text", "text": f"{r} probe"}]} for r in ("user", "assistant")]
+    text = render(probe, processor)
+    if text.added:
+        return None
+    written = text.text[: text.answers[-1][1]].rstrip()
+    last = max((token for token in control_tokens(processor) if written.endswith(token)), key=len, default=None)
+    return None if last is None else processor.tokenizer.convert_tokens_to_ids(last)
+
+
 def control_tokens(processor: ProcessorMixin) -> tuple[str, ...]:
     """The tokenizer's special tokens, which no text of a user or report may hold."""
     cached = notes(processor).get("control_tokens")

@@ -1,0 +1,192 @@
+"""What `recipes/finetune_chat.py` is made of: any chat model with its processor, and a trainer around them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, ProcessorMixin, set_seed
+from transformers.integrations import is_deepspeed_zero3_enabled
+
+from hf_medvlm.data.conversations import answer_of, turns_of
+from hf_medvlm.data.load import Splits
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.data.sources.vqa_rad import as_multi_turn
+from hf_medvlm.data.study import Study
+from hf_medvlm.families.chat.message_arguments import MessageModelArguments
+from hf_medvlm.families.chat.message_collator import MessageCollator
+from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
+from hf_medvlm.families.chat.packed_rows import ROTARY, check_packable
+from hf_medvlm.families.chat.processors import load_processor, stop_ids, writes_date
+from hf_medvlm.families.chat.recipe import ChatTrainer, chat_options
+from hf_medvlm.families.chat.rendering import chat_template_of, end_of_turn
+from hf_medvlm.families.chat.stock import (
+    CONNECTOR,
+    VISION,
+    ChatObjective,
+    ChatParts,
+    add_chat_lora,
+    load_stock,
+    parts_of,
+    set_trainable,
+)
+from hf_medvlm.families.chat.tiny_qwen import tiny_qwen, tiny_qwen_processor, train_byte_tokenizer
+from hf_medvlm.training.arguments import split_names
+from hf_medvlm.training.deepspeed import unsharded
+from hf_medvlm.training.folders import last_checkpoint
+from hf_medvlm.training.lora import quantise
+from hf_medvlm.training.trainer import MedVLMTrainer
+
+log = logging.getLogger(__name__)
+
+
+def load_chat_model(args: SimpleNamespace, splits: Splits) -> tuple[Any, ProcessorMixin]:
+    """Model and processor: those of `--model_name_or_path`, or tiny ones.
+
+    Raises:
+        ValueError: no chat model, weights that do not fit, quantised weights under ZeRO-3, too long sequences.
+    """
+    options: MessageModelArguments = args.model
+    training = args.training
+    if options.bits < 16 and is_deepspeed_zero3_enabled():
+        raise ValueError(f"--bits {options.bits}: ZeRO-3 cannot shard quantised weights; use ds_configs/zero2.json")
+    set_seed(training.seed)  # new weights are the same in all processes, and in every run
+    if options.model_name_or_path is None:
+        tokenizer = train_byte_tokenizer(turn["value"] for study in splits.train for turn in turns_of(study))
+        processor = tiny_qwen_processor(tokenizer, options.image_size)
+        with unsharded(training):
+            model: PreTrainedModel = tiny_qwen(tokenizer)
+    else:
+        processor = load_processor(options.model_name_or_path)
+        chat_template_of(processor)  # refuses a model without one before gigabytes are read
+        # DeepSpeed keeps its own float32 copy of what it trains, and adapters are float32 on a frozen base.
+        in_half = training.bf16 and (training.deepspeed is not None or options.lora_rank > 0)
+        model = load_stock(options.model_name_or_path, torch.bfloat16 if in_half else torch.float32)
+    _keep_date(processor, training)
+    _agree_on_stops(model, processor)
+    check_length(model, training.model_max_length)
+    parts = parts_of(model)
+    trained = split_names(options.train)
+    set_trainable(model, parts, trained)
+    if options.bits < 16:
+        quantise(model, model.get_submodule(parts.decoder), options.bits, training.device)
+    if options.lora_rank:
+        alpha, dropout = options.lora_alpha, options.lora_dropout
+        model = add_chat_lora(model, parts, options.lora_rank, alpha, dropout, trained, training.gradient_checkpointing)
+    return model, processor
+
+
+def _keep_date(processor: ProcessorMixin, training: Any) -> None:
+    """A resumed run writes the date that it began with; its checkpoints hold it beside the processor."""
+    asked = training.resume_from_checkpoint
+    if not asked or not writes_date(chat_template_of(processor)):
+        return
+    folder = last_checkpoint(training.output_dir) if str(asked).lower() == "true" else asked
+    file = Path(folder or "") / "processor_config.json"
+    kept = json.loads(file.read_text(encoding="utf-8")).get("template_date") if file.is_file() else None
+    if kept:
+        processor.template_date = datetime.fromisoformat(kept)
+
+
+def _agree_on_stops(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+    """The generation config's stop ids stay; the control token that ends a turn is added where it is none of them."""
+    config = model.generation_config
+    stops = list(stop_ids(processor, config))
+    ends = end_of_turn(processor)
+    if ends is not None and ends not in stops:
+        name = processor.tokenizer.convert_ids_to_tokens(ends)
+        log.warning("the template ends a turn with %r, which the generation config does not stop at; it is added", name)
+        stops.append(ends)
+    config.eos_token_id = stops
+    processor.stop_token_ids = tuple(stops)
+    if config.pad_token_id is None:
+        config.pad_token_id = processor.tokenizer.pad_token_id
+
+
+def check_length(model: PreTrainedModel, length: int) -> None:
+    """Raise `ValueError` where the language model takes fewer tokens than `length`."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise ValueError(f"--model_max_length {length}: the language model takes {limit} tokens")
+
+
+class MessageTrainer(ChatTrainer):
+    """`ChatTrainer` whose connector and vision tower are found in any model."""
+
+    chat_parts: ChatParts
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """The Trainer's groups (with and without weight decay), each split by learning rate."""
+        made = self.optimizer is None
+        optimizer = MedVLMTrainer.create_optimizer(self, model)
+        rates = {CONNECTOR: self.args.connector_lr, VISION: self.args.vision_lr}
+        if not made or all(rate is None for rate in rates.values()):
+            return optimizer
+        trained = self.model if model is None else model
+        rate_of = {id(p): rates.get(self.chat_parts.part_of(name)) for name, p in trained.named_parameters()}
+        groups = []
+        for group in optimizer.param_groups:
+            for rate in dict.fromkeys(rate_of[id(parameter)] for parameter in group["params"]):
+                members = [parameter for parameter in group["params"] if rate_of[id(parameter)] == rate]
+                groups.append(group | {"params": members, "lr": group["lr"] if rate is None else rate})
+        optimizer.param_groups = groups
+        return optimizer
+
+
+def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args: SimpleNamespace) -> MessageTrainer:
+    """Collators, objective and evaluation around a chat model.
+
+    Raises:
+        ValueError: `--packing` for a family whose samples would see one another.
+    """
+    stock = model.get_base_model() if hasattr(model, "get_base_model") else model
+    kind = stock.config.model_type
+    if args.training.packing:
+        check_packable(kind)
+
+    def collator(training: bool) -> MessageCollator:
+        return MessageCollator(
+            processor,
+            splits.image_folder,
+            max_length=args.training.model_max_length,
+            options=chat_options(args.data),
+            system_prompt=args.model.system_prompt,
+            rope_index=stock.model.get_rope_index if kind in ROTARY else None,
+            packing=training and args.training.packing,
+            in_step=kind != "mllama" and (training or is_deepspeed_zero3_enabled()),
+            training=training and args.training.augment,
+            seed=args.training.seed,
+        )
+
+    objective = ChatObjective()
+    evaluation = MessageEvaluation(
+        collator(training=False),
+        processor.tokenizer,
+        [answer_of(study) for study in splits.train],
+        objective,
+        max_new_tokens=args.model.max_new_tokens,
+        num_beams=args.model.num_beams,
+        train_studies=splits.train,
+    )
+    trainer = MessageTrainer(
+        model=model,
+        args=args.training,
+        objective=objective,
+        data_collator=collator(training=True),
+        evaluation=evaluation,
+        train_dataset=StudyRows(_joined(splits.train)),
+        eval_dataset=StudyRows(splits.validate),
+        processing_class=processor,
+    )
+    trainer.chat_parts = parts_of(stock)
+    return trainer
+
+
+def _joined(studies: Sequence[Study]) -> Sequence[Study]:
+    return as_multi_turn(studies) if any(study.answer_type for study in studies) else studies
