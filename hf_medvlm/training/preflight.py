@@ -33,6 +33,8 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     _inputs(checks, trainer, splits, _option(args, "sections"))
     _model(checks, trainer)
     _steps(checks, trainer)
+    if hasattr(trainer, "check_family"):
+        trainer.check_family(checks)
     check_resources(checks, trainer, splits, args)
     return checks
 

@@ -22,6 +22,7 @@ from hf_medvlm.data.study import Study
 from hf_medvlm.families.chat.message_arguments import MessageModelArguments
 from hf_medvlm.families.chat.message_collator import MessageCollator
 from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
+from hf_medvlm.families.chat.message_preflight import check_messages
 from hf_medvlm.families.chat.packed_rows import ROTARY, check_packable
 from hf_medvlm.families.chat.processors import load_processor, stop_ids, writes_date
 from hf_medvlm.families.chat.recipe import ChatTrainer, chat_options
@@ -38,6 +39,7 @@ from hf_medvlm.families.chat.stock import (
 )
 from hf_medvlm.families.chat.tiny_qwen import tiny_qwen, tiny_qwen_processor, train_byte_tokenizer
 from hf_medvlm.training.arguments import split_names
+from hf_medvlm.training.checks import Checks
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.folders import last_checkpoint
 from hf_medvlm.training.lora import quantise
@@ -67,7 +69,7 @@ def load_chat_model(args: SimpleNamespace, splits: Splits) -> tuple[Any, Process
         chat_template_of(processor)  # refuses a model without one before gigabytes are read
         # DeepSpeed keeps its own float32 copy of what it trains, and adapters are float32 on a frozen base.
         in_half = training.bf16 and (training.deepspeed is not None or options.lora_rank > 0)
-        model = load_stock(options.model_name_or_path, torch.bfloat16 if in_half else torch.float32)
+        model = load_stock(options.model_name_or_path, torch.bfloat16 if in_half else torch.float32, training.dry_run)
     _keep_date(processor, training)
     _agree_on_stops(model, processor)
     check_length(model, training.model_max_length)
@@ -120,6 +122,16 @@ class MessageTrainer(ChatTrainer):
     """`ChatTrainer` whose connector and vision tower are found in any model."""
 
     chat_parts: ChatParts
+
+    def check_family(self, checks: Checks) -> None:
+        """What the preflight says of chat models."""
+        model = self.accelerator.unwrap_model(self.model)
+        studies = self.train_dataset.studies
+        check_messages(checks, model, self.chat_parts, self.evaluation.collator, studies, show=self.args.dry_run)
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if next(model.parameters()).device.type != "meta":  # a dry run has shapes, no weights
+            super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The Trainer's groups (with and without weight decay), each split by learning rate."""

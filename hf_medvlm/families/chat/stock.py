@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hf_medvlm.families.chat.processors import PALIGEMMA
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.losses import token_losses
-from hf_medvlm.models.loading import find_folder, load_strictly, model_type_of
+from hf_medvlm.models.loading import find_folder, load_config, load_strictly, model_type_of
 from hf_medvlm.models.towers import freeze
 
 VISION, CONNECTOR, LANGUAGE = "vision", "connector", "language"
@@ -57,8 +57,11 @@ def _under(name: str, modules: Iterable[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def load_stock(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+def load_stock(folder: str | Path, dtype: torch.dtype, shapes_only: bool = False) -> PreTrainedModel:
     """The chat model of a folder or Hub id, every key in its place.
+
+    Args:
+        shapes_only: build it on the meta device, from `config.json` alone: sizes and names without weights.
 
     Raises:
         ValueError: no chat model, one whose family has no chat template, or weights that do not fit.
@@ -71,6 +74,12 @@ def load_stock(folder: str | Path, dtype: torch.dtype) -> PreTrainedModel:
             f"{folder} holds a {kind!r} checkpoint, which is no chat model of this transformers "
             "(AutoModelForImageTextToText)"
         )
+    if shapes_only:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(load_config(folder), dtype=dtype)
+        if (find_folder(folder, weights=False) / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(find_folder(folder, weights=False))
+        return model
     return load_strictly(AutoModelForImageTextToText, find_folder(folder), dtype=dtype)
 
 

@@ -24,7 +24,7 @@ TEMPLATE = (
     "{% endif %}{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """Qwen's template without its system text, which a tiny model need not read."""
-PATCH = 8
+PATCH = 12
 
 
 def train_byte_tokenizer(texts: Iterable[str], vocab_size: int = 1000) -> PreTrainedTokenizerFast:
