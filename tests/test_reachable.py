@@ -37,8 +37,6 @@ WAITING = {
     "BioViLTProcessor.tokenize_prompts": "package",
     "CaptionCollator.token_count": "package",
     "ChatCollator.token_count": "chat",
-    "with_stand_in": "chat",
-    "encode_with_prompts": "chat",
     "has_image_processor": "chat",
     "CaptionerMixin.resize_images": "checkpoints",
     "Evaluation.compute_metrics": "package",
