@@ -194,7 +194,7 @@ def parse_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 def check_pip(words: list[str]) -> None:
     import configparser
 
-    assert words[1] in ("install", "download")
+    assert words[1] in ("install", "wheel")
     assert "-c" not in words or (ROOT / words[words.index("-c") + 1]).is_file()
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
