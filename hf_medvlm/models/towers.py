@@ -130,6 +130,13 @@ def _without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     return {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
 
 
+def tokens_before(config: PreTrainedConfig) -> int:
+    """How many class and register tokens stand in front of a vision tower's patches."""
+    if config.model_type.startswith("siglip") or hasattr(config, "depths"):
+        return 0
+    return 1 + getattr(config, "num_register_tokens", 0)
+
+
 def hidden_size(config: PreTrainedConfig) -> int:
     """Width of what a tower's features are pooled to."""
     if config.model_type in PADDED_TEXT:

@@ -15,14 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from hf_medvlm.labels import IMAGE_TOKEN_INDEX
-from hf_medvlm.models.towers import freeze
+from hf_medvlm.models.towers import freeze, tokens_before
 from hf_medvlm.models.upstream import SavedAsUpstream, token_mean
 
 TRAINS = ("projector", "projector+lora", "projector+llm", "all")
@@ -45,9 +45,13 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
     def apply_freezing(self) -> None:
         """No gradient for the vision layers behind the one that is read."""
         tower, chosen = self.model.vision_tower, self.config.vision_feature_layer
-        layers = tower.encoder.layers
+        name, layers = max(
+            ((name, part) for name, part in tower.named_modules() if isinstance(part, nn.ModuleList)),
+            key=lambda named: len(named[1]),
+        )
         last = max(layer % (len(layers) + 1) for layer in ([chosen] if isinstance(chosen, int) else chosen))
-        for unread in [*layers[last:], tower.post_layernorm]:
+        behind = [part for child, part in tower.named_children() if child not in ("embeddings", "pre_layrnorm")]
+        for unread in [*layers[last:], *(part for part in behind if layers not in part.modules())]:
             unread.requires_grad_(False)
 
     @classmethod
@@ -70,7 +74,7 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
         """How many tokens an image takes among the text's."""
         vision = self.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
-        return patches + (self.config.vision_feature_select_strategy == "full")
+        return patches + (tokens_before(vision) if self.config.vision_feature_select_strategy == "full" else 0)
 
     def set_trainable(self, trains: str) -> None:
         """Stop the gradient of all that `trains` leaves out, and of the vision layers behind the one that is read.
@@ -118,7 +122,7 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
 
     @property
     def _vision_dtype(self) -> torch.dtype:
-        return self.model.vision_tower.embeddings.patch_embedding.weight.dtype
+        return next(self.model.vision_tower.parameters()).dtype
 
     def _black_image(self, like: Tensor) -> Tensor:
         side = self.config.vision_config.image_size

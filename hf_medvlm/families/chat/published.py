@@ -6,10 +6,13 @@ Original names: `model.{embed_tokens,layers,norm}` and `lm_head` (the language m
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import (
     CLIPVisionConfig,
@@ -21,8 +24,17 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from hf_medvlm.models.convert.checkpoint import load_weights, read_state_dict
-from hf_medvlm.models.loading import load_config, load_strictly, read_config, weight_files
+from hf_medvlm.models.loading import (
+    find_folder,
+    has_image_processor,
+    load_config,
+    load_strictly,
+    read_config,
+    weight_files,
+)
+from hf_medvlm.models.towers import load_tower, tokens_before
 
+TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 LANGUAGE_MODELS = {"llava": LlamaConfig, "llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
 IGNORABLE = ("*.rotary_emb.inv_freq", "*.position_ids")
 VISION = "model.vision_tower.vision_tower.vision_model."
@@ -56,8 +68,9 @@ def load_published(
         config = config or cls.config_class.from_dict(settings)
         return load_strictly(cls, folder, config=config, dtype=dtype)
     weights = read_weights(folder)
-    tower = find_vision_tower(folder, record, vision_tower)
-    if not any(key.startswith(VISION) for key in weights):
+    has_tower = any(key.startswith(VISION) for key in weights)
+    tower = find_vision_tower(folder, record, vision_tower, fetch=not has_tower)
+    if not has_tower:
         weights |= read_vision_tower(tower, folder)
     config = config or original_config(cls.config_class, record, weights, tower)
     with no_init_weights():
@@ -98,16 +111,21 @@ def original_config(
     )
 
 
-def _vision_settings(tower: Path) -> dict[str, Any]:
-    """The vision half of a CLIP folder's config.json."""
-    record = read_config(tower)
-    return record.get("vision_config", record)
+def vision_config(tower: Path | None, weights: dict[str, Tensor]) -> PreTrainedConfig:
+    """The tower's config from its folder; without one, from the shapes of its weights (heads of 64, as CLIP's).
 
-
-def vision_config(tower: Path | None, weights: dict[str, Tensor]) -> CLIPVisionConfig:
-    """The tower's config from its folder; without one, from the shapes of its weights (heads of 64, as CLIP's)."""
+    Raises:
+        ValueError: a tower whose features are no row of patches at every layer.
+    """
     if tower is not None:
-        return CLIPVisionConfig.from_dict(_vision_settings(tower))
+        config = load_config(tower)
+        config = getattr(config, "vision_config", config)
+        if config.model_type not in TOWERS:
+            raise ValueError(
+                f"--vision_tower {tower}: a {config.model_type}; LLaVA reads the patches of one layer, so take one of "
+                f"{', '.join(TOWERS)}"
+            )
+        return config
     own = {key.removeprefix(VISION): value for key, value in weights.items() if key.startswith(VISION)}
     patch, positions = own["embeddings.patch_embedding.weight"], own["embeddings.position_embedding.weight"]
     return CLIPVisionConfig(
@@ -120,15 +138,41 @@ def vision_config(tower: Path | None, weights: dict[str, Tensor]) -> CLIPVisionC
     )
 
 
-def find_vision_tower(folder: Path, record: dict[str, Any], named: str | Path | None) -> Path | None:
-    """The CLIP folder: the one named, else the checkpoint's `mm_vision_tower`, there or beside the checkpoint."""
+def find_vision_tower(
+    folder: Path, record: dict[str, Any], named: str | Path | None = None, fetch: bool = False
+) -> Path | None:
+    """The tower's folder: the one named, else the checkpoint's `mm_vision_tower`, there or beside the checkpoint.
+
+    Args:
+        fetch: look for it on the Hub, or in its cache, where there is no such folder; the published LLaVA-1.5 names
+            `openai/clip-vit-large-patch14-336`.
+
+    Raises:
+        ValueError: the folder named holds no model, or the Hub id cannot be read.
+    """
     if named is not None:
         if not (Path(named) / "config.json").is_file():
-            raise ValueError(f"--vision_tower {named}: no CLIP folder with a config.json is there")
+            raise ValueError(f"--vision_tower {named}: no folder with a config.json is there")
         return Path(named)
     name = record.get("mm_vision_tower") or record.get("vision_tower") or ""
     places = [Path(name), folder / name, folder.parent / name, folder.parent / Path(name).name] if name else []
-    return next((place for place in places if place != folder and (place / "config.json").is_file()), None)
+    here = next((place for place in places if place != folder and (place / "config.json").is_file()), None)
+    if here is not None or not fetch or not name:
+        return here
+    try:
+        return find_folder(name)
+    except ValueError as error:
+        raise ValueError(
+            f"{folder} holds no vision tower; its config.json names {name}, which is neither a folder here or beside "
+            f"it nor in the Hub's cache. Fetch it (`hf download {name}`), or name a folder with --vision_tower"
+        ) from error
+
+
+def pixels_folder(folder: Path, vision_tower: Path | None) -> Path | None:
+    """Where it stands how the pixels of a checkpoint are prepared: in its folder, or in its vision tower's."""
+    record = read_config(folder)
+    places = [folder, vision_tower, find_vision_tower(folder, record, fetch="mm_vision_tower" in record)]
+    return next((place for place in places if place is not None and has_image_processor(place)), None)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -144,7 +188,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_vision_tower(tower: Path | None, folder: Path) -> dict[str, Tensor]:
-    """The vision half of a CLIP folder, under the original LLaVA's names.
+    """A vision tower's weights, of CLIP under the original LLaVA's names, of others under ours.
 
     Raises:
         ValueError: there is no tower to read.
@@ -154,14 +198,35 @@ def read_vision_tower(tower: Path | None, folder: Path) -> dict[str, Tensor]:
             f"{folder} holds no vision tower, and the one its config.json names is not a folder here; "
             "name it with --vision_tower"
         )
-    found = {key: value for key, value in read_weights(tower).items() if key.startswith("vision_model.")}
-    if not found:
-        raise ValueError(f"--vision_tower {tower}: no CLIP vision weights (vision_model.*) in it")
-    return {VISION + key.removeprefix("vision_model."): value for key, value in found.items()}
+    config = vision_config(tower, {})
+    if config.model_type == "clip_vision_model":
+        found = {key: value for key, value in read_weights(tower).items() if key.startswith("vision_model.")}
+        if found:
+            return {VISION + key.removeprefix("vision_model."): value for key, value in found.items()}
+    with _unsharded():
+        weights = {f"model.vision_tower.{key}": v for key, v in load_tower(tower, "vision").state_dict().items()}
+    if config.model_type == "vit":  # has a pooler behind the layers, which LLaVA does not read
+        width = config.hidden_size
+        weights["model.vision_tower.pooler.dense.weight"] = torch.zeros(width, width)
+        weights["model.vision_tower.pooler.dense.bias"] = torch.zeros(width)
+    return weights
+
+
+@contextmanager
+def _unsharded() -> Iterator[None]:
+    """Inside, a model is loaded whole under ZeRO-3 too."""
+    module = transformers.integrations.deepspeed
+    before, module._hf_deepspeed_config_weak_ref = module._hf_deepspeed_config_weak_ref, None
+    try:
+        yield
+    finally:
+        module._hf_deepspeed_config_weak_ref = before
 
 
 def rename(key: str) -> str:
     """Our name of an original one; a name that LLaVA does not have comes back as it is, and is refused on loading."""
+    if key.startswith("model.vision_tower.") and not key.startswith(VISION):
+        return key
     return next((ours + key.removeprefix(theirs) for theirs, ours in RENAMED if key.startswith(theirs)), key)
 
 
@@ -192,10 +257,11 @@ def assemble(
     Raises:
         ValueError: weights that do not fit, or a folder that holds none.
     """
-    text = load_config(language_model)
+    text, vision = load_config(language_model), vision_config(vision_tower, {})
     config = cls.config_class(
         text_config=text,
-        vision_config=vision_config(vision_tower, {}),
+        vision_config=vision,
+        vision_feature_select_strategy="default" if tokens_before(vision) == 1 else "full",
         image_token_index=text.vocab_size,
         vision_feature_layer=vision_feature_layer,
         tie_word_embeddings=text.tie_word_embeddings,

@@ -32,11 +32,12 @@ from hf_medvlm.families.chat.arguments import ChatModelArguments, ConversationDa
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
 from hf_medvlm.families.chat.model import LlavaReporter
-from hf_medvlm.families.chat.published import assemble, is_llava, load_projector
+from hf_medvlm.families.chat.published import assemble, is_llava, load_projector, pixels_folder
 from hf_medvlm.families.chat.sampling import ModalityLengthSampler
 from hf_medvlm.families.chat.templates import SYSTEM
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
 from hf_medvlm.models.loading import find_folder, load_tokenizer
+from hf_medvlm.models.towers import tokens_before
 from hf_medvlm.training.arguments import DataArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.lora import add_lora, quantise
@@ -108,12 +109,21 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
         tokenizer = train_chat_tokenizer([SYSTEM, "USER: ASSISTANT:", *_texts(splits.train)])
         with unsharded(args.training):
             model = tiny_reporter(tokenizer, options.image_size)
+        pixels = None
     else:
         model = _load_weights(options, args.training)
+        tower = None if options.vision_tower is None else find_folder(options.vision_tower)
+        pixels = pixels_folder(find_folder(options.model_name_or_path), tower)
         tokenizer = load_tokenizer(find_folder(options.model_name_or_path))
     vision = model.config.vision_config
     processor = make_processor(
-        tokenizer, vision.image_size, vision.patch_size, aspect, model.config.vision_feature_select_strategy
+        tokenizer,
+        vision.image_size,
+        vision.patch_size,
+        aspect,
+        model.config.vision_feature_select_strategy,
+        pixels,
+        tokens_before(vision),
     )
     tokenizer.model_max_length = args.training.model_max_length
     model.config.image_token_index = processor.image_token_id

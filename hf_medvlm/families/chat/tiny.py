@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 
 from transformers import LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from hf_medvlm.families.chat.model import LlavaReporter
+from hf_medvlm.models.loading import load_image_processor
 from hf_medvlm.models.positions import mae_positions
 
 IMAGE_TOKEN = "<image>"
@@ -62,12 +64,16 @@ def make_processor(
     patch_size: int,
     image_aspect_ratio: str = "pad",
     vision_feature_select_strategy: str = "default",
+    pixels: Path | None = None,
+    tokens_before: int = 1,
 ) -> LlavaProcessor:
-    """CLIP's preprocessing on Pillow, and the tokenizer; `<image>` is added to one that does not have it.
+    """The tower's preprocessing on Pillow, and the tokenizer; `<image>` is added to one that does not have it.
 
     Args:
         image_aspect_ratio: `pad` to a square in the mean colour, or `square` (crop the middle), as LLaVA's option.
         vision_feature_select_strategy: `default` leaves the tower's class token out, `full` keeps it.
+        pixels: folder whose image processor says mean, std and resampling; CLIP's without one.
+        tokens_before: class and register tokens in front of the patches.
     """
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) in (None, tokenizer.unk_token_id):
         tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE_TOKEN]})
@@ -78,12 +84,16 @@ def make_processor(
         crop_size={"height": image_size, "width": image_size},
         do_pad=image_aspect_ratio == "pad",
     )
+    if pixels is not None:
+        trained = load_image_processor(pixels)
+        for name in ("image_mean", "image_std", "resample", "do_normalize"):
+            setattr(image_processor, name, getattr(trained, name, getattr(image_processor, name)))
     return LlavaProcessor(
         image_processor,
         tokenizer,
         patch_size=patch_size,
         vision_feature_select_strategy=vision_feature_select_strategy,
-        num_additional_image_tokens=1,
+        num_additional_image_tokens=tokens_before,
     )
 
 
