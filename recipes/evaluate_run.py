@@ -7,25 +7,31 @@
 The family is read from the model's config.json; every option of the family's own recipe is taken.
 """
 
+import re
 import runpy
 import sys
 from pathlib import Path
 
 from hf_medvlm.figures import draw_all
 from hf_medvlm.figures.report import write_report
+from hf_medvlm.models.convert.checkpoint import describe_checkpoint, read_state_dict
 from hf_medvlm.models.loading import model_type_of
 from hf_medvlm.models.upstream import OLD_PREFIX
 from hf_medvlm.training.folders import choose_output_dir
 from hf_medvlm.training.run import run
 
+DUAL = "train_dual_encoder"
 RECIPES = {
     "blip": "finetune_blip",
     "git": "finetune_git",
-    "dual_encoder": "train_dual_encoder",
+    "dual_encoder": DUAL,
     "patch_ib": "train_patch_ib",
     "medklip": "train_medklip",
     "biovil_t": "finetune_biovil_t",
     "llava": "llava_mimic",
+    "clip": DUAL,
+    "siglip": DUAL,
+    "siglip2": DUAL,
 }
 
 
@@ -35,24 +41,43 @@ def option_of(argv: list[str], name: str) -> str | None:
     return words[words.index(f"--{name}") + 1] if f"--{name}" in words[:-1] else None
 
 
+def recipe_of(path: str) -> str:
+    """The recipe that scores a run's model, or a published one, whatever its layout."""
+    here = Path(path)
+    if "," in path or (here / "open_clip_config.json").is_file():
+        return DUAL  # two towers, or open_clip's layout
+    files = [here] if here.is_file() else sorted(here.glob("*image*.pt"))
+    files = files or ([] if (here / "config.json").is_file() else sorted(here.glob("*.pt*")))
+    if files:
+        keys = read_state_dict(files[0])
+        marks = {"res_features.": "train_medklip", "projector.model.": "finetune_biovil_t", "visual.": DUAL}
+        found = [recipe for mark, recipe in marks.items() if any(key.startswith(mark) for key in keys)]
+        if not found:
+            raise ValueError(f"{files[0]}: this is {describe_checkpoint(keys)}; no recipe evaluates it")
+        return found[0]
+    model_type = (model_type_of(path) or "").removeprefix(OLD_PREFIX)
+    if model_type not in RECIPES:
+        raise ValueError(f"no recipe evaluates a {model_type!r} model; there are {', '.join(RECIPES)}")
+    return RECIPES[model_type]
+
+
 def main(argv: list[str] | None = None) -> object:
     argv = list(sys.argv[1:] if argv is None else argv)
     drawn = option_of(argv, "figures_only")
     if drawn:
         draw_all(drawn)
         return write_report(drawn)
+    argv = [re.sub("^--weights(?==|$)", "--model_name_or_path", word) for word in argv]
     path = option_of(argv, "model_name_or_path")
     if path is None and {"-h", "--help"} & set(argv):
         print(f"usage: evaluate_run.py --model_name_or_path RUN [options of its recipe]\n\n{__doc__}")
         sys.exit(0)
     if path is None:
         raise ValueError("name the model to score with --model_name_or_path, or a run to draw with --figures_only")
-    found = (model_type_of(path) or "").removeprefix(OLD_PREFIX)
-    if found not in RECIPES:
-        raise ValueError(f"no recipe evaluates a {found!r} model; there are {', '.join(RECIPES)}")
+    name = recipe_of(path)
     if option_of(argv, "output_dir") is None:
         argv += ["--output_dir", choose_output_dir(None, "evaluate", None, False)]
-    recipe = runpy.run_path(str(Path(__file__).parent / f"{RECIPES[found]}.py"))
+    recipe = runpy.run_path(str(Path(__file__).parent / f"{name}.py"))
     return recipe["main"]([*argv, "--evaluate_only", "True"])
 
 

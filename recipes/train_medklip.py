@@ -7,6 +7,10 @@
     torchrun --nproc_per_node 2 recipes/train_medklip.py
 """
 
+from pathlib import Path
+
+from hf_medvlm.data.files import write_json
+from hf_medvlm.evaluation.base import without_nan
 from hf_medvlm.families.medklip.recipe import (
     DEFAULTS,
     TINY,
@@ -25,7 +29,10 @@ def main(argv: list[str] | None = None) -> dict:
     splits = prepare_findings(load_data(args), args.model)
     model, processor = load_medklip(args.model, splits)
     trainer = medklip_trainer(model, processor, splits, args)
-    return fit(trainer, splits, args)
+    results = fit(trainer, splits, args)
+    if "test" in results and trainer.is_world_process_zero():  # as the study that this recipe follows names them
+        write_json(Path(args.training.output_dir) / "metrics.json", without_nan(results["test"].metrics))
+    return results
 
 
 if __name__ == "__main__":

@@ -15,6 +15,13 @@ RENAMED = {
     "no_cuda": "use_cpu",
     "push_to_hub_model_id": "hub_model_id",
     "push_to_hub_token": "hub_token",
+    # names of studies' own scripts (MedKLIP)
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "lr": "learning_rate",
+    "save": "output_dir",
+    "alpha1": "position_weight",
+    "alpha2": "semantic_weight",
     "per_gpu_train_batch_size": "per_device_train_batch_size",
     "per_gpu_eval_batch_size": "per_device_eval_batch_size",
     "jit_mode_eval": None,

@@ -17,6 +17,8 @@ from hf_medvlm.models.convert.checkpoint import load_weights, read_state_dict
 from hf_medvlm.models.loading import read_config
 from hf_medvlm.models.outputs import CXRBertOutput
 
+# A buffer of old versions, and a pooler that the published file holds and its model never runs.
+OLD_KEYS = ("bert.embeddings.position_ids", "bert.pooler.*")
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -108,7 +110,7 @@ class CXRBertModel(BertForMaskedLM):
         for target, source in cls._tied_weights_keys.items():  # a file in safetensors leaves tied tensors out
             if source in state_dict:
                 state_dict.setdefault(target, state_dict[source])
-        load_weights(model, state_dict, ignorable=["bert.embeddings.position_ids"], what=f"CXR-BERT in {path}")
+        load_weights(model, state_dict, ignorable=OLD_KEYS, what=f"CXR-BERT in {path}")
         return model.eval()
 
 

@@ -93,6 +93,8 @@ class MedKlipConfig(PreTrainedConfig):
             raise ValueError(f"existence_loss must be one of {EXISTENCE_LOSSES}, got {self.existence_loss!r}")
         if self.d_model % self.decoder_heads:
             raise ValueError(f"d_model={self.d_model} cannot be split among {self.decoder_heads} heads")
+        # which of the two logits of an entity means what
+        kwargs.setdefault("id2label", {ABSENT: "absent", PRESENT: "present"})
         super().__post_init__(**kwargs)
 
 
