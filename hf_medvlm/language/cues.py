@@ -7,7 +7,7 @@
     deny_either    denies what stands before it in its part of the list, else what follows     "absent", "resolved"
     deny_aside     denies what follows in its part of the list, else what stands before it     "unlikely"
     doubt, doubt_back, doubt_aside                           the same with doubt: "may", "is possible", "likely"
-    affirm_back    says that what stands before it is there  "yes"
+    affirm, affirm_back    says that what follows, or stands before it, is there    "(+)", "yes"
     removal, removed_back                                    a device that is gone: "removal of", "was removed"
     change, known, degree    words of a finding that is there: "stable", "old", "mild"; a change has a value
     stop           begins another statement                  "but", "with", ";"
@@ -77,11 +77,22 @@ EARLY_CUES: tuple[Cue, ...] = (
         rf"their))? {_EARLIER}|previously|before|earlier)",
     ),
     ("change", NEW, rf"(?:previously|formerly) (?:not|un)(?: {_SEEN}|seen|detected)"),
-    ("none", None, r"not only|no doubt|without (?:a )?doubt|undoubtedly|not (?:uncommon|unusual)\w*|no relevant"),
+    (
+        "none",
+        None,
+        r"not only|no doubt|that there|without (?:a )?doubt|undoubtedly|not (?:uncommon|unusual)\w*|"
+        r"no relevant",
+    ),
     ("none", None, rf"(?:ensure|document|confirm|until|assess|monitor|pending|to) (?:\w+ )?{_GONE}(?: of)?"),
     ("none", None, r"(?:consistent|compatible|in keeping|associated|in line|concordant) with"),
     # Doubt.
+    (
+        "doubt",
+        None,
+        r"not(?: be)?(?: \w+ly)? (?:distinguished|differentiated|distinguishable|separated|separable) from",
+    ),
     ("doubt", None, rf"(?:{_BE} )?favou?red to"),
+    ("doubt_back+doubt", None, r"(?:more )?likely than"),
     ("doubt_back+deny", None, rf"(?:{_BE} )?favou?red over"),
     (
         "doubt_back",
@@ -128,6 +139,7 @@ EARLY_CUES: tuple[Cue, ...] = (
         r"suspicious|worrying|query|quer(?:y|ied)) (?:of|for|about)|(?:to )?(?:rule out|exclude)|r/o",
     ),
     # Denial.
+    ("deny", None, r"(?:doubtful|unlikely|improbable) (?:that|whether|if)(?: there)?"),
     (
         "deny",
         None,
@@ -225,7 +237,8 @@ LATE_CUES: tuple[Cue, ...] = (
     (
         "known",
         None,
-        r"chronic\w*|old|known|again|long-?standing|pre-?existing|re-?demonstrat\w+|remote|healed|healing|"
+        r"chronic\w*|in place|in situ|in (?:\w+ ){0,2}position|well[- ]positioned|terminat\w+|old|"
+        r"known|again|long-?standing|pre-?existing|re-?demonstrat\w+|remote|healed|healing|"
         r"confirmed",
     ),
     (
@@ -269,7 +282,7 @@ SIGNS: tuple[Cue, ...] = (
         r"could|does|may|might|looks?|seems?)\b)",
     ),
     ("deny", "answer", r"\(\s*-\s*\)|\[\s*-\s*\]|-ve(?= )(?<=\s-ve)"),
-    ("known", None, r"\(\s*\+\s*\)|\[\s*\+\s*\]|\+ve(?= )"),
+    ("affirm", "answer", r"\(\s*\+\s*\)|\[\s*\+\s*\]|\+ve(?= )"),
     ("doubt_back", "query", r"\?+\)?"),
     ("colon", None, r":(?=\s|$)|=(?=\s)"),
     ("dash", None, r"-+(?=\s\S)(?<=[\s-]-)"),

@@ -49,6 +49,9 @@ ORGANS: dict[str, tuple[str, str, str]] = {
     },
 }
 
+ZONES = frozenset({"lower lobe", "middle lobe", "lingula", "upper lobe", "base", "mid lung", "upper lung", "apex"})
+"""The organs that are a part of a lung: what is denied in general is seldom given one."""
+
 # Words that name a place -> organs, joined by "+". The first that matches at a word wins, so the longer stand first.
 PLACES: tuple[tuple[str, str], ...] = (
     (r"costophrenic(?: (?:angles?|sulc\w+|recess\w*|xxxx))?|cpa? angles?|costodiaphragmatic", "costophrenic"),
@@ -171,7 +174,7 @@ TERMS: tuple[Term, ...] = (
     Term(r"tortu\w+|ectatic|ectasia|unfold\w+", "tortuous"),
     Term(r"dilat\w+|aneurysm\w*", "dilation"),
     # Lungs
-    Term(r"\w*atelect\w+", "atelectasis", "Atelectasis", "pulmonary"),
+    Term(r"\w*atelect\w+|atx", "atelectasis", "Atelectasis", "pulmonary"),
     Term(r"collaps\w+", "collapse", "Atelectasis", "pulmonary"),
     Term(r"consol(?:idat\w+)?", "consolidation", "Consolidation", "pulmonary"),
     Term(r"o?edema(?:tous)?|apo", "edema", "Edema", "pulmonary"),

@@ -23,9 +23,10 @@ from hf_medvlm.language.findings_terms import (
     SIDED_PLACES,
     SIDES,
     TERMS,
+    ZONES,
     Term,
 )
-from hf_medvlm.language.negation import ABSENT, DEVICE, JOINS, NORMAL, PRESENT, UNCERTAIN, Event, sentence_states
+from hf_medvlm.language.negation import ABSENT, DEVICE, JOINS, NORMAL, PRESENT, UNCERTAIN, ZONE, Event, sentence_states
 from hf_medvlm.language.sections import readable_text, sentences
 
 _DASHES = dict.fromkeys(range(0x2010, 0x2014), "-") | {0x2014: " - ", 0x2015: " - ", 0x2019: "'", 0x00A0: " "}
@@ -40,6 +41,10 @@ def _role(term: Term) -> str:
     return NORMAL if term.entity in NORMAL_ENTITIES else DEVICE if term.entity in DEVICE_ENTITIES else ""
 
 
+def _place(organs: str) -> Event:
+    return Event("place", tuple(organs.split("+")), ZONE if organs in ZONES else "")
+
+
 def _cue(kinds: str, value: str | None, pattern: str) -> tuple[tuple[Event, ...], str]:
     return tuple(Event(kind, value) for kind in kinds.split("+")), pattern
 
@@ -49,8 +54,8 @@ _PATTERNS: list[tuple[tuple[Event, ...], str]] = [
     *(((), pattern) for pattern in IGNORED),
     *(_cue(*cue) for cue in EARLY_CUES),
     *(((Event("term", term, _role(term)),), term.pattern) for term in TERMS),
-    *(((Event("side", side), Event("place", (organ,))), pattern) for pattern, side, organ in SIDED_PLACES),
-    *(((Event("place", tuple(organs.split("+"))),), pattern) for pattern, organs in PLACES),
+    *(((Event("side", side), _place(organ)), pattern) for pattern, side, organ in SIDED_PLACES),
+    *(((_place(organs),), pattern) for pattern, organs in PLACES),
     *(((Event("side", side),), pattern) for pattern, side in SIDES),
     *(_cue(*cue) for cue in LATE_CUES),
 ]
@@ -270,13 +275,18 @@ def read_mentions(sentence: str) -> tuple[Mention, ...]:
     return tuple(mentions)
 
 
+# A sentence that only answers the question before it: a word, or a description without a finding of its own.
 _ANSWER = re.compile(
-    r"(?:no|none|nil|negative|absent|yes|positive|present|possible|possibly|unlikely|likely|"
-    r"not (?:seen|present|identified"
-    r"|visuali[sz]ed|evident)|no evidence(?: of (?:this|these|it))?)[ ,.;!]*(?=$|small|mild|moderate|"
-    r"large|on |in |but )",
+    r"(?:no|none|nil|negative|absent|yes|positive|present|possibl[ey]|unlikely|likely|no evidence(?: of (?:this|it))?"
+    r"|not (?:seen|present|identified|visuali[sz]ed|evident))[ ,.;!]*(?=$|small|mild|moderate|large|on |in |but )"
+    r"|(?:small|mild|moderate|large|trace|tiny|minimal|severe|left|right|bilateral|unchanged|"
+    r"stable)(?: [a-z-]+){0,3}[.!]*$",
     re.IGNORECASE,
 )
+
+
+def _has_finding(sentence: str) -> bool:
+    return any(event.kind == "term" for event in events(plain(sentence)))
 
 
 def readable_sentences(text: str) -> Iterator[str]:
@@ -287,7 +297,7 @@ def readable_sentences(text: str) -> Iterator[str]:
     question = ""
     for sentence in sentences(readable_text(text)):
         if question:
-            if _ANSWER.match(sentence):
+            if _ANSWER.match(sentence) and not _has_finding(sentence):
                 yield f"{question} {sentence}"
                 question = ""
                 continue

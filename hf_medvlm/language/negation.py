@@ -21,12 +21,13 @@ from hf_medvlm.language.cues import NEW, SEVERE
 
 PRESENT, ABSENT, UNCERTAIN = "present", "absent", "uncertain"
 _REMOVED = "removed"  # a scope in `states` alone: absent, for what a hand can take out
-NORMAL, DEVICE = "normal", "device"
+NORMAL, DEVICE, ZONE = "normal", "device", "zone"
 
 
 class Event(NamedTuple):
     """A word or phrase that matters. `kind` is "term" (a finding), "place", "side" or a kind of cue; `value` is what it
-    stands for. `role` marks terms that say that nothing is wrong (`NORMAL`) and those that can be removed (`DEVICE`).
+    stands for. `role` marks terms that say that nothing is wrong (`NORMAL`), those that can be removed (`DEVICE`), and
+    places that are a part of a lung (`ZONE`).
     """
 
     kind: str
@@ -170,12 +171,14 @@ def states(clause: Sequence[Event]) -> list[str]:
                 scope, closing = PRESENT, False
             found[index] = ABSENT if scope == _REMOVED else scope
             reached += 1
+        elif kind == "colon" and reached:
+            scope, closing = PRESENT, False
         elif kind in ("verb", "participle"):
             closing = scope != PRESENT and reached > 0
         elif kind in JOINS:
             if scope == UNCERTAIN and _ends_doubt(clause, index, reached):
                 scope, closing = PRESENT, False
-            elif reached and (closing or _asserted(clause, index)):
+            elif (reached and closing) or ((reached or clause[index - 1].kind == "place") and _asserted(clause, index)):
                 scope, closing = PRESENT, False
         elif kind in ("removal", "removed"):
             if direction and any(before.role == DEVICE for before in clause[:index]):
@@ -185,7 +188,9 @@ def states(clause: Sequence[Event]) -> list[str]:
         elif kind in _STATE:
             if _is_said_of_before(clause, index):
                 _look_back(clause, index, found, _STATE[kind], anew=_is_after_mark(clause, index))
-            elif kind == "deny" or (kind == "doubt" and (scope != ABSENT or clause[index - 1].kind in JOINS)):
+            elif kind in ("deny", "affirm") or (
+                kind == "doubt" and (scope != ABSENT or clause[index - 1].kind in JOINS)
+            ):
                 scope, reached, closing = _STATE[kind], 0, False
     return found
 
@@ -201,10 +206,13 @@ def _is_said_of_before(clause: Sequence[Event], index: int) -> bool:
     direction = clause[index].kind.partition("_")[2]
     after = clause[index + 1 :]
     if not direction:  # "pneumothorax: no", "effusion - possible", "consolidation nil"
-        last = clause[index].value == "answer" and not after
-        return not _has(after, "term") and (last or _is_after_mark(clause, index))
+        last = clause[index].value == "answer" and (
+            not after or after[0].kind in _ENDS and clause[index - 1].kind == "term"
+        )
+        return (last or not _has(after, "term")) and (last or _is_after_mark(clause, index))
     if direction == "back":
-        return True
+        described = clause[index].value == "query" and _has(after[:2], "degree", "change", "known", "side")
+        return not (described and not _has(after, "term"))  # "Effusion? Small."
     if _looks_back(
         [*_part_before(clause, index), clause[index], *_part(clause, index + 1)], len(_part_before(clause, index))
     ):
@@ -237,6 +245,7 @@ def _asserted(clause: Sequence[Event], index: int) -> bool:
         return True
     after = clause[index + 1 + len(part) :]
     weak = [event for event in part[: named + 1] if event.kind in ("degree", "change", "side")]
+    weak += [event for event in part if event.role == ZONE]
     if not weak or _has(after, "or"):
         return False
     last = not _has(after, "comma", "and")

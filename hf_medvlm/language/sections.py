@@ -165,7 +165,7 @@ def _first_statement(text: str, start: int, end: int) -> int:
 # after a word ("? pneumonia" is a doubt). Each branch begins with what it looks for, which makes the search fast.
 _END = re.compile(
     r"[.!]+[\"')\]]*(?=\s|$)|\.(?<=\w\w\.)(?=[A-Z][A-Za-z])|\.(?<=[A-Za-z]{3}\.)(?=[a-z]{2}(?!\w*\.\w))"
-    r"|\?+[\"')\]]*(?=\s|$)(?<!^\?)(?<![\s(]\?)|\n[ \t]*\n|\n(?=\s*(?:\(?\d{1,2}[.)]|[-*\u2022])\s)| (?=\d[.)] [A-Z])"
+    r"|\?(?<=[^\s(?]\?)[?]*[\"')\]]*(?=\s|$)|\n[ \t]*\n|\n(?=\s*(?:\(?\d{1,2}[.)]|[-*\u2022])\s)| (?=\d[.)] [A-Z])"
 )
 _ITEM = re.compile(r"^(?:\(?\d{1,2}[.)]|[-*\u2022])(?:\s+|$)")
 _ABBREVIATION = re.compile(
