@@ -21,6 +21,7 @@ COMMANDS = {
     "search": ("hf_medvlm.commands.search", "find the studies nearest to a text or an image"),
     "ground": ("hf_medvlm.commands.ground", "show where in an image a phrase is"),
     "report": ("hf_medvlm.commands.report", "draw a finished run's figures, report page and card again"),
+    "export": ("hf_medvlm.commands.export", "write a trained model for transformers, serving engines or ONNX"),
     "push": ("hf_medvlm.commands.push", "push a finished run's model to the Hub"),
     "doctor": ("hf_medvlm.commands.doctor", "print the environment, as a bug report needs it"),
 }

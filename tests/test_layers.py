@@ -23,7 +23,7 @@ ALLOWED = {
     "collators": {"labels", "language", "data"},
     "evaluation": {"labels", "language", "data", "collators", "metrics", "models"},
     "figures": {"labels", "language", "data", "metrics"},  # radiographs, findings marked in the text, facts of scores
-    "sharing": {"labels", "language", "data", "metrics", "figures"},
+    "sharing": {"labels", "language", "data", "metrics", "figures", "evaluation", "inference"},
     "training": ENGINE | {"figures", "sharing"},
     "inference": ENGINE | {"figures", "families"},  # families by their names in the folder, never one of them
 }

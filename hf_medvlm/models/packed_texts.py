@@ -27,6 +27,8 @@ def read_packed(tower: PreTrainedModel, input_ids: Tensor, attention_mask: Tenso
     config = tower.config
     if config.model_type not in PACKABLE or config._attn_implementation != "sdpa":
         return None
+    if torch.compiler.is_exporting():  # the plan depends on the texts' lengths, which a graph must not
+        return None
     valid = attention_mask.bool()
     places, rows, width = _plan(valid.sum(1).tolist(), valid.shape[1], config.hidden_size)
     if not places:

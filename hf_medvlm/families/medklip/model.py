@@ -235,7 +235,7 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
             self._check_embeddings(entity_embeddings, "entities")
         queries = self.entity_projection(entity_embeddings.to(self.entity_embeddings.dtype))
         run = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
-        features, maps = self.decoder(queries.expand(len(patches), -1, -1), patches, run)
+        features, maps = self.decoder(queries.expand(patches.shape[0], -1, -1), patches, run)
         return self.dropout(features), maps
 
     def forward(
