@@ -41,8 +41,7 @@ def load(
         >>> model.report("chest.dcm")
         'The heart is normal in size. No pleural effusion.'
     """
-    import hf_medvlm.families  # noqa: F401  registers the families with the Auto classes
-
+    register_families()
     folder = find_folder(run_or_checkpoint)
     family = family_of(folder)
     settings = read_settings(folder)
@@ -76,6 +75,11 @@ def find_folder(path: str | Path) -> Path:
     except Exception as error:  # the Hub's client raises errors of several libraries
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{path} is no folder here and cannot be fetched from the Hub: {first}") from error
+
+
+def register_families() -> None:
+    """Make the Auto classes know our own models."""
+    importlib.import_module("hf_medvlm.families")
 
 
 def families() -> Iterator[ModuleType]:

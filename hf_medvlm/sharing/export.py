@@ -23,7 +23,7 @@ from hf_medvlm.data.files import write_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.inference import Predictor, load
-from hf_medvlm.inference.loading import find_folder, read_settings
+from hf_medvlm.inference.loading import find_folder, read_settings, register_families
 from hf_medvlm.inference.pictures import as_studies
 
 ADAPTER = "adapter_config.json"
@@ -87,8 +87,7 @@ def export_model(
     Raises:
         ValueError: nothing to export, `to` is in use, an unknown dtype, or answers that differ.
     """
-    import hf_medvlm.families  # noqa: F401  registers our own models
-
+    register_families()
     folder, target = find_folder(run), _new_folder(to)
     model = _merged(folder, base) if (folder / ADAPTER).is_file() and not _is_whole(folder) else _plain(folder)
     if dtype is not None:
