@@ -9,7 +9,7 @@
 
 from hf_medvlm.families.chat.arguments import ConversationDataArguments
 from hf_medvlm.families.chat.message_arguments import DEFAULTS, TINY, MessageModelArguments, MessageTrainingArguments
-from hf_medvlm.families.chat.message_recipe import load_chat_model, message_trainer
+from hf_medvlm.families.chat.message_recipe import load_chat_model, message_trainer, score_other_images
 from hf_medvlm.families.chat.recipe import load_conversations
 from hf_medvlm.training.arguments import parse
 from hf_medvlm.training.run import fit, run
@@ -21,7 +21,10 @@ def main(argv: list[str] | None = None) -> dict:
     splits = load_conversations(args)
     model, processor = load_chat_model(args, splits)
     trainer = message_trainer(model, processor, splits, args)
-    return fit(trainer, splits, args)
+    results = fit(trainer, splits, args)
+    if args.training.other_images:
+        score_other_images(trainer, splits, results)
+    return results
 
 
 if __name__ == "__main__":

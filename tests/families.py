@@ -118,6 +118,46 @@ def llava(splits: Splits) -> Family:
     return Family(model, objective, collator, evaluation, signal=lambda *given: objective(*given).per_study["nll"])
 
 
+def any_chat(splits: Splits, model: Any, processor: Any) -> Family:
+    from hf_medvlm.data.conversations import PROMPTS, ChatOptions
+    from hf_medvlm.families.chat.message_collator import MessageCollator
+    from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
+    from hf_medvlm.families.chat.stock import PARTS, ChatObjective, parts_of, set_trainable
+
+    set_trainable(model, parts_of(model), PARTS)
+
+    def collator(training: bool) -> MessageCollator:
+        options = ChatOptions(prompts=PROMPTS[:1])  # or the question would tell the studies apart
+        return MessageCollator(processor, splits.image_folder, options=options, training=training, in_step=training)
+
+    objective, reports = ChatObjective(), [study.text() for study in splits.train]
+    evaluation = MessageEvaluation(collator(False), processor.tokenizer, reports, objective, max_new_tokens=12)
+    return Family(model, objective, collator, evaluation, signal=lambda *given: objective(*given).per_study["nll"])
+
+
+def qwen2_5_vl(splits: Splits) -> Family:
+    from hf_medvlm.families.chat.tiny_qwen import tiny_qwen, tiny_qwen_processor, train_byte_tokenizer
+
+    tokenizer = train_byte_tokenizer([study.text() for study in splits.train], vocab_size=600)
+    return any_chat(splits, tiny_qwen(tokenizer), tiny_qwen_processor(tokenizer, 48))
+
+
+def smolvlm(splits: Splits) -> Family:
+    import sys
+    import tempfile
+    from pathlib import Path
+
+    from hf_medvlm.families.chat.processors import load_processor
+    from hf_medvlm.families.chat.stock import load_stock
+
+    sys.path.insert(0, str(Path(__file__).parent / "families" / "chat"))
+    import chat_folders
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = chat_folders.smolvlm(Path(folder))
+        return any_chat(splits, load_stock(made, torch.float32), load_processor(made))
+
+
 def biovil_t(splits: Splits) -> Family:
     from hf_medvlm.families.biovil_t.collator import PriorCollator, find_priors
     from hf_medvlm.families.biovil_t.evaluation import BioViLTEvaluation
@@ -174,6 +214,8 @@ FAMILIES: dict[str, Callable[[Splits], Family]] = {
     "dual_encoder": dual_encoder,
     "patch_ib": patch_ib,
     "llava": llava,
+    "qwen2_5_vl": qwen2_5_vl,
+    "smolvlm": smolvlm,
     "biovil_t": biovil_t,
     "medklip": medklip,
 }

@@ -22,6 +22,7 @@ TINY = arguments.TINY | {
     "learning_rate": 3e-3,
     "adam_beta2": 0.98,
     "max_new_tokens": 96,
+    "other_images": True,
 }
 
 
@@ -67,6 +68,7 @@ class MessageTrainingArguments(MedVLMArguments):
     group_by_modality_length: bool = option(
         False, "order samples so that a step holds samples with images or without, and the processes get even work"
     )
+    other_images: bool = option(False, "score the test split once more, each study with the images of another")
     packing: bool = option(False, "the conversations of a training batch in one row without padding")
     connector_lr: float | None = option(None, "learning rate of the connector; --learning_rate by default")
     vision_lr: float | None = option(None, "learning rate of the vision tower; --learning_rate by default")

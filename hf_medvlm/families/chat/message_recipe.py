@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,10 +16,12 @@ from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_medvlm.data.conversations import answer_of, turns_of
+from hf_medvlm.data.files import write_json
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.vqa_rad import as_multi_turn
 from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.base import Scores
 from hf_medvlm.families.chat.message_arguments import MessageModelArguments
 from hf_medvlm.families.chat.message_collator import MessageCollator
 from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
@@ -198,6 +201,37 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
     )
     trainer.chat_parts = parts_of(stock)
     return trainer
+
+
+def score_other_images(trainer: MessageTrainer, splits: Splits, results: dict[str, Scores]) -> float | None:
+    """Score the test split once more with each study's images taken from another, print both, and keep both.
+
+    A model that writes from the text alone scores the same. The second score becomes the baseline `other_images` of
+    `test_results.json`. None where there is no test split, or no two studies with equally many images.
+    """
+    if "test" not in results:
+        return None
+    groups: dict[int, list[int]] = {}
+    studies = splits.studies["test"]
+    for place, study in enumerate(studies):
+        groups.setdefault(len(study.images), []).append(place)
+    swapped = list(studies)
+    for places in groups.values():
+        half = len(places) // 2
+        for place, other in zip(places, places[half:] + places[:half], strict=True):
+            swapped[place] = replace(studies[place], images=studies[other].images, boxes=())
+    if all(new.images == old.images for new, old in zip(swapped, studies, strict=True)):
+        return None
+    scores = trainer.scores(StudyRows(swapped))
+    name = "findings_f1_micro"
+    own, other = results["test"].metrics[name], scores.metrics[name]
+    if trainer.is_world_process_zero():
+        print(f"findings F1 on the test split: {own:.3f}, with other studies' images {other:.3f}", flush=True)
+        file = Path(trainer.args.output_dir) / "test_results.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        content["baselines"]["other_images"] = {name: other}
+        write_json(file, content)
+    return other
 
 
 def _joined(studies: Sequence[Study]) -> Sequence[Study]:
