@@ -91,6 +91,12 @@ def _own_template(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> 
                 f"the chat template of {_name(tokenizer)} writes earlier turns anew, so the answer of turn {place} "
                 "has no fixed place in the text; choose --version v1, plain or mistral_instruct"
             )
+        for number, part in ((place - 1, asked), (place, answered[len(asked) :])):
+            if messages[number]["content"].strip() not in part:
+                raise ValueError(
+                    f"the chat template of {_name(tokenizer)} drops or changes the text of turn {number}; train this "
+                    "model with recipes/finetune_chat.py, which hands its template what it takes"
+                )
         if messages[place]["content"]:
             spans.append((len(asked), len(answered)))
     return Prompt(text, tuple(spans))
