@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> dict:
     groups = {"data": DataArguments, "model": CaptioningArguments, "training": MedVLMArguments}
     args = parse(__file__, argv, defaults=DEFAULTS, tiny=TINY, **groups)
     splits = load_data(args)
-    model, processor = load_captioner(BlipCaptioner, args.model, splits)
+    model, processor = load_captioner(BlipCaptioner, args, splits)
     trainer = captioning_trainer(model, processor, splits, args)
     return fit(trainer, splits, args)
 

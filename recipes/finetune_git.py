@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> dict:
     groups = {"data": DataArguments, "model": CaptioningArguments, "training": MedVLMArguments}
     args = parse(__file__, argv, defaults=DEFAULTS, tiny=TINY_GIT, **groups)
     splits = load_data(args)
-    model, processor = load_captioner(GitCaptioner, args.model, splits)
+    model, processor = load_captioner(GitCaptioner, args, splits)
     trainer = captioning_trainer(model, processor, splits, args)
     return fit(trainer, splits, args)
 

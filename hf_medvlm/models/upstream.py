@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_medvlm.losses import token_losses
@@ -45,6 +47,18 @@ class SavedAsUpstream(KeepsFrozen):
         self.config.architectures = [self.upstream_class().__name__]
         if is_main_process and (Path(save_directory) / "config.json").is_file():
             self.config.save_pretrained(save_directory)
+
+
+@contextmanager
+def gathered(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Have `parameters` whole, to read and to change, where ZeRO-3 shards them; nothing to do elsewhere."""
+    if not any(hasattr(parameter, "ds_id") for parameter in parameters):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(parameters, modifier_rank=0):
+        yield
 
 
 def token_mean(

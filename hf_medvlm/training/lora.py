@@ -95,6 +95,7 @@ def _gathered(trainer: MedVLMTrainer) -> Any:
     base = adapted.get_base_model()
     with unsharded(trainer.args), no_init_weights():
         fresh = type(base)(copy.deepcopy(base.config))
+    fresh.generation_config = copy.deepcopy(base.generation_config)
     whole = get_peft_model(fresh, copy.deepcopy(adapted.peft_config["default"]))
     for name, parameter in whole.named_parameters():
         owner, _, leaf = name.rpartition(".")

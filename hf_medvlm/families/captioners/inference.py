@@ -26,7 +26,7 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
     """The captioner in `folder`, with the prompt and the lengths of its run."""
     model_class = CLASSES[model_type_of(folder)]
     model = load_strictly(model_class, folder, dtype=dtype)
-    processor = model_class.processor_class(load_image_processor(folder), load_tokenizer(folder))
+    processor = model_class.make_processor(load_image_processor(folder), load_tokenizer(folder))
     written = getattr(model, "generation_config", None)
     max_length = settings.get("max_length", CaptionCollator.max_length)
     collator = CaptionCollator(

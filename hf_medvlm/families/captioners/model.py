@@ -24,8 +24,11 @@ from transformers import (
     GitForCausalLM,
     GitProcessor,
     PreTrainedTokenizerBase,
+    ProcessorMixin,
 )
+from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_medvlm.families.captioners.processor import prompt_tokenizer
 from hf_medvlm.models.positions import mae_positions
 from hf_medvlm.models.tiny import TINY_INIT, TINY_PATCH
 from hf_medvlm.models.upstream import SavedAsUpstream, token_mean
@@ -65,6 +68,12 @@ class CaptionerMixin(SavedAsUpstream):
             do_sample=False,
         )
 
+    @classmethod
+    def tiny_processor(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> ProcessorMixin:
+        """Squeeze to a square, normalise, tokenise."""
+        image_processor = BlipImageProcessorPil(size={"height": image_size, "width": image_size})
+        return cls.make_processor(image_processor, tokenizer)
+
     def resize_images(self, image_size: int) -> None:
         """Make `image_size` the model's own: its position embeddings are interpolated once, bicubically.
 
@@ -84,7 +93,7 @@ class CaptionerMixin(SavedAsUpstream):
         vision.image_size = image_size
 
     def _resize_positions(self, side: int) -> None:
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} must define _resize_positions")
 
 
 def interpolate_positions(positions: Tensor, side: int) -> Tensor:
@@ -99,7 +108,6 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
     """BLIP's image-grounded text decoder. Loads `Salesforce/blip-image-captioning-*` and fine-tuned ones."""
 
     config_class = BlipConfig
-    processor_class = BlipProcessor
     # Tied to others, hence not in the file: the Trainer then ties them again when it loads its best checkpoint.
     _keys_to_ignore_on_save = [
         "text_decoder.cls.predictions.decoder.weight",
@@ -218,17 +226,16 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
         positions.data.copy_(mae_positions(image_size // TINY_PATCH, positions.shape[-1]))
         return model
 
-    @staticmethod
-    def tiny_processor(tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> BlipProcessor:
-        """Squeeze to a square, normalise, tokenise."""
-        return BlipProcessor(BlipImageProcessorPil(size={"height": image_size, "width": image_size}), tokenizer)
+    @classmethod
+    def make_processor(cls, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> BlipProcessor:
+        """The processor that a fine-tuned model is saved with."""
+        return BlipProcessor(image_processor, prompt_tokenizer(tokenizer, last=tokenizer.pad_token))
 
 
 class GitCaptioner(CaptionerMixin, GitForCausalLM):
     """GIT: one causal decoder over image and text tokens. Loads `microsoft/git-*` and fine-tuned ones."""
 
     config_class = GitConfig
-    processor_class = GitProcessor
 
     def forward(
         self,
@@ -322,7 +329,7 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
         positions.data.copy_(mae_positions(image_size // TINY_PATCH, positions.shape[-1]))
         return model
 
-    @staticmethod
-    def tiny_processor(tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> GitProcessor:
-        """Squeeze to a square, normalise, tokenise."""
-        return GitProcessor(BlipImageProcessorPil(size={"height": image_size, "width": image_size}), tokenizer)
+    @classmethod
+    def make_processor(cls, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> GitProcessor:
+        """The processor that a fine-tuned model is saved with."""
+        return GitProcessor(image_processor, prompt_tokenizer(tokenizer))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from hf_medvlm.models.towers import freeze
 from hf_medvlm.models.upstream import OLD_PREFIX
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
+from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.lora import add_lora
 from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.trainer import MedVLMTrainer
@@ -53,13 +55,14 @@ class CaptioningArguments:
 
 
 def load_captioner(
-    model_class: type[BlipCaptioner | GitCaptioner], options: CaptioningArguments, splits: Splits
+    model_class: type[BlipCaptioner | GitCaptioner], args: SimpleNamespace, splits: Splits
 ) -> tuple[Any, Any]:
     """Model and processor from `--model_name_or_path`, or tiny ones with a tokenizer trained on the training reports.
 
     Raises:
         ValueError: the checkpoint is of another family, or its weights do not fit.
     """
+    options: CaptioningArguments = args.model
     path = options.model_name_or_path
     if path is None:
         tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
@@ -68,8 +71,12 @@ def load_captioner(
         processor = model_class.tiny_processor(tokenizer, size)
     else:
         check_family(path, model_class, (OLD_PREFIX + model_class.config_class.model_type,))
-        processor = model_class.processor_class(load_image_processor(path, options.image_size), load_tokenizer(path))
-        model = load_strictly(model_class, path)
+        image_processor = load_image_processor(path, options.image_size)
+        processor = model_class.make_processor(image_processor, load_tokenizer(path))
+        with unsharded(args.training) if options.image_size else nullcontext():
+            model = load_strictly(model_class, path)
+            if options.image_size:
+                model.resize_images(options.image_size)
     freeze(model.get_encoder("image"), options.freeze_vision)
     if options.lora_rank:
         model = add_lora(model, options.lora_rank)
@@ -100,6 +107,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
             seed=args.training.seed,
         )
 
+    model.set_generation(options.max_length, options.num_beams)
     objective = TokenObjective(label_smoothing=model.label_smoothing)
     evaluation = TextEvaluation(
         collator(training=False),

@@ -23,7 +23,7 @@ from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from hf_medvlm.labels import IMAGE_TOKEN_INDEX
 from hf_medvlm.models.towers import freeze, tokens_before
-from hf_medvlm.models.upstream import SavedAsUpstream, token_mean
+from hf_medvlm.models.upstream import SavedAsUpstream, gathered, token_mean
 
 TRAINS = ("projector", "projector+lora", "projector+llm", "all")
 """Stage 1 of LLaVA; LoRA on the language model; LLaVA's stage 2; the vision tower too."""
@@ -127,6 +127,40 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
     def _black_image(self, like: Tensor) -> Tensor:
         side = self.config.vision_config.image_size
         return like.new_zeros(1, 3, side, side)
+
+    def give_image_token_a_row(self) -> None:
+        """Make the vocabulary large enough for the image token, as transformers' own LLaVA wants it.
+
+        The new rows of the output layer are the mean of the others: their logits are the mean of all logits, so that
+        what a greedy search writes stays as it was.
+        """
+        words, token = self.config.text_config.vocab_size, self.config.image_token_id
+        if token < words:
+            return
+        self.resize_token_embeddings(token + 1, pad_to_multiple_of=64, mean_resizing=False)
+        weights = {id(w): w for w in (self.get_input_embeddings().weight, self.get_output_embeddings().weight)}
+        with gathered(list(weights.values())), torch.no_grad():
+            for weight in weights.values():
+                if len(weight) > words:
+                    weight[words:] = weight[:words].mean(0)
+
+    @torch.no_grad()
+    def generate(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, **options: Any) -> Tensor:
+        """As transformers'. Without `input_ids` every image is asked the question the model was trained with.
+
+        Args:
+            pixel_values: (N, 3, H, W); without `input_ids` one image a row.
+        """
+        if input_ids is None and "inputs_embeds" not in options and pixel_values is not None:
+            image = [self.config.image_token_id]
+            begin = [] if self.generation_config.bos_token_id is None else [self.generation_config.bos_token_id]
+            question = getattr(self.config, "prompt_ids", None) or begin + image
+            ids = [i for token in question for i in ([token] * self.image_tokens if [token] == image else [token])]
+            input_ids = torch.tensor([ids], device=pixel_values.device).repeat(len(pixel_values), 1)
+            options.setdefault("attention_mask", torch.ones_like(input_ids))
+        if pixel_values is not None:
+            options["pixel_values"] = pixel_values
+        return super().generate(input_ids=input_ids, **options)
 
     def forward(
         self,

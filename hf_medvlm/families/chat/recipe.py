@@ -15,6 +15,9 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from hf_medvlm.data.conversations import (
+    ASSISTANT,
+    HUMAN,
+    IMAGE,
     ChatOptions,
     answer_of,
     modality_length,
@@ -29,17 +32,20 @@ from hf_medvlm.data.sources.vqa_rad import as_multi_turn
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study
 from hf_medvlm.families.chat.arguments import ChatModelArguments, ConversationDataArguments
+from hf_medvlm.families.chat.chat_template import set_chat_template
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
 from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.families.chat.published import assemble, is_llava, load_projector, pixels_folder
 from hf_medvlm.families.chat.sampling import ModalityLengthSampler
-from hf_medvlm.families.chat.templates import SYSTEM
+from hf_medvlm.families.chat.templates import SYSTEM, encode_questions
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
+from hf_medvlm.labels import IMAGE_TOKEN_INDEX
 from hf_medvlm.models.loading import find_folder, load_tokenizer
 from hf_medvlm.models.towers import tokens_before
 from hf_medvlm.training.arguments import DataArguments
 from hf_medvlm.training.deepspeed import unsharded
+from hf_medvlm.training.legacy import say
 from hf_medvlm.training.lora import add_lora, quantise
 from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.trainer import MedVLMTrainer
@@ -127,9 +133,8 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
     )
     tokenizer.model_max_length = args.training.model_max_length
     model.config.image_token_index = processor.image_token_id
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.give_image_token_a_row()
+    describe_use(model, processor, args)
     if options.pretrain_mm_mlp_adapter is not None:
         load_projector(model, options.pretrain_mm_mlp_adapter)
     limit = model.config.text_config.max_position_embeddings
@@ -143,6 +148,28 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
     if options.trains == "projector+lora":
         model = add_reporter_lora(model, options, args.training.gradient_checkpointing)
     return model, processor
+
+
+def describe_use(model: LlavaReporter, processor: LlavaProcessor, args: SimpleNamespace) -> None:
+    """What whoever opens the folder needs besides the weights: the chat template, the first question, how it writes."""
+    tokenizer, question = processor.tokenizer, args.data.prompts.split("|")[0].strip()
+    if not set_chat_template(processor, args.model.version, question):
+        say(
+            f"--version {args.model.version}: the chat template that is saved beside the model does not give the token "
+            "ids it is trained on; write with this package, or encode the prompts yourself"
+        )
+    turns = [{"from": HUMAN, "value": f"{IMAGE}\n{question}"}, {"from": ASSISTANT, "value": ""}]
+    asked = encode_questions(turns, tokenizer, args.model.version, images=1)
+    image = processor.image_token_id
+    model.config.prompt_ids = [image if token == IMAGE_TOKEN_INDEX else token for token in asked]
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        max_new_tokens=args.model.max_new_tokens,
+        num_beams=args.model.num_beams,
+        do_sample=False,
+    )
 
 
 def _texts(studies: Sequence[Study]) -> list[str]:
