@@ -42,3 +42,11 @@ def splits(cache: Path):
     from hf_medvlm.data.load import load_splits
 
     return load_splits(synthetic_studies=60, synthetic_size=64)
+
+
+@pytest.fixture(scope="session")
+def whole_run(cache: Path, tmp_path_factory: pytest.TempPathFactory):
+    """name -> the folder of a finished run of tests/whole_runs.py, which nobody writes to."""
+    from whole_runs import finished_runs
+
+    return finished_runs(tmp_path_factory.mktemp("whole_runs"))

@@ -161,6 +161,7 @@ def describe_use(model: LlavaReporter, processor: LlavaProcessor, args: SimpleNa
     turns = [{"from": HUMAN, "value": f"{IMAGE}\n{question}"}, {"from": ASSISTANT, "value": ""}]
     asked = encode_questions(turns, tokenizer, args.model.version, images=1)
     image = processor.image_token_id
+    model.config.image_seq_length = model.image_tokens
     model.config.prompt_ids = [image if token == IMAGE_TOKEN_INDEX else token for token in asked]
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,

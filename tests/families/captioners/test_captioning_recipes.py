@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,28 +70,67 @@ ROWS = [f"{number}.png,p{number},Heart size is normal in patient {number}." for 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("recipe", ["finetune_blip", "finetune_git"])
-def test_one_command_leaves_a_whole_run(recipe, cache, tmp_path):
-    launcher = (sys.executable, "-m", "accelerate.commands.launch")
-    done = run(*command(recipe, *QUICK, launcher=launcher), cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    folder = tmp_path / "runs" / recipe / "1"
+@pytest.mark.parametrize("name", ["blip", "git"])
+def test_one_command_leaves_a_whole_run(name, whole_run):
+    folder = whole_run(name)
     left = {path.name for path in folder.iterdir()}
     assert left >= {"model.safetensors", "config.json", "processor_config.json", "eval_results.json", "run.json"}
     assert left >= {"test_results.json", "predictions.jsonl", "figures", "report.html", "README.md"}
     assert not list(folder.rglob("training_args.bin"))
     results = json.loads((folder / "test_results.json").read_text())
-    for name in ("bleu4", "sacrebleu", "rougeL", "meteor", "cider", "findings_f1_micro"):
-        assert name in results["metrics"] and results["protocol"][name]
-        assert all(name in values for values in results["baselines"].values())
+    for metric in ("bleu4", "sacrebleu", "rougeL", "meteor", "cider", "findings_f1_micro"):
+        assert metric in results["metrics"] and results["protocol"][metric]
+        assert all(metric in values for values in results["baselines"].values())
     assert set(results["baselines"]) == {"constant_normal", "most_frequent", "shuffled"}
     assert len((folder / "predictions.jsonl").read_text().splitlines()) == results["n"]
-    assert "constant_normal" in done.stdout and "bleu4" in done.stdout
-    model = {"finetune_blip": BlipCaptioner, "finetune_git": GitCaptioner}[recipe].from_pretrained(folder)
+    printed = (folder.parents[2] / "stdout.txt").read_text()
+    assert "constant_normal" in printed and "bleu4" in printed
+
+
+CAPTIONERS = {"blip": BlipCaptioner, "git": GitCaptioner}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_our_class_writes_the_runs_reports_with_a_prompt_and_without(name, whole_run, tmp_path):
+    """And it loads the folder as our first versions wrote it: another model type, and what was frozen in it."""
+    folder = whole_run(name)
+    old = tmp_path / "old"
+    shutil.copytree(folder, old, ignore=shutil.ignore_patterns("checkpoint-*", "figures"))
+    config = json.loads((old / "config.json").read_text())
+    config |= {"model_type": f"medvlm_{name}", "architectures": ["Captioner"], "freeze_vision": True}
+    (old / "config.json").write_text(json.dumps(config))
     processor = AutoProcessor.from_pretrained(folder)
-    pixels = processor(images=Image.new("RGB", (40, 40)), return_tensors="pt").pixel_values
-    start = torch.tensor([[model.first_token(model.config)]])
-    assert model.generate(pixels, start, max_new_tokens=3).shape[0] == 1
+    row = json.loads((folder / "predictions.jsonl").read_text().splitlines()[0])
+    images = Path(json.loads((folder / "run.json").read_text())["image_folder"])
+    inputs = processor(images=Image.open(images / row["images"][0]).convert("RGB"), text="", return_tensors="pt")
+    before = inputs["input_ids"].clone()
+    for place in (folder, old):
+        model = CAPTIONERS[name].from_pretrained(place)
+        assert model.config.model_type == name and not hasattr(model.config, "freeze_vision")
+        first = torch.tensor([[model.first_token(model.config)]])
+        written = [model.generate(**inputs), model.generate(inputs["pixel_values"])]
+        written.append(model.generate(inputs["pixel_values"], first, max_new_tokens=24))
+        assert {processor.decode(ids[0], skip_special_tokens=True).strip() for ids in written} == {row["prediction"]}
+    assert torch.equal(inputs["input_ids"], before)
+
+
+@pytest.mark.parametrize("name", CAPTIONERS)
+def test_a_checkpoint_fine_tuned_at_another_size_opens_in_plain_transformers(name, tmp_path):
+    """Its positions are interpolated once: the logits are those of interpolating them at every step."""
+    tokenizer = train_tokenizer(["heart size is normal"])
+    model = CAPTIONERS[name].tiny(tokenizer, 32).eval()
+    ids, pixels = torch.tensor([[2, 7, 9, 8]]), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        wanted = model(pixel_values=pixels, input_ids=ids).logits
+        model.resize_images(64)
+        model.save_pretrained(tmp_path)
+        plain = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
+        found = [m(pixel_values=pixels, input_ids=ids).logits for m in (model, plain)]
+        for logits in found:
+            torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="no multiple of the model's patches"):
+        model.resize_images(70)
 
 
 def test_dry_run_says_what_it_would_do_and_trains_nothing(recipe, cache, tmp_path):

@@ -1,0 +1,55 @@
+"""Point 13 of the contract: a fine-tuned BLIP, GIT or LLaVA opens, and writes the same, where this package is not."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+CLASSES = {
+    "blip": "BlipForConditionalGeneration",
+    "git": "GitForCausalLM",
+    "llava": "LlavaForConditionalGeneration",
+    "llava_lora": "LlavaForConditionalGeneration",
+}
+
+
+@pytest.fixture(scope="module")
+def opened(whole_run) -> dict[str, dict]:
+    """What a fresh Python outside the checkout makes of the four folders."""
+    folders = [str(whole_run(name)) for name in CLASSES]
+    script = Path(__file__).parent / "opened.py"
+    done = subprocess.run(
+        [sys.executable, str(script), *folders], capture_output=True, text=True, cwd=folders[0], timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return dict(zip(CLASSES, map(json.loads, done.stdout.strip().splitlines()), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES)
+def test_plain_transformers_and_its_pipeline_write_the_runs_reports(name, opened):
+    found = opened[name]
+    assert found["class"] == CLASSES[name] and found["misfits"] == 0
+    ways = {"generate", "pipeline"} | ({"pixels"} if name in ("blip", "git") else set())
+    assert found["studies"] > 5
+    assert {way: found["same"][way] for way in ways} == dict.fromkeys(ways, found["studies"])
+    assert found["generation"][:2] == [24, 1] and None not in found["generation"]
+    assert not found["prompt_ends_with_the_end"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["llava", "llava_lora"])
+def test_llavas_final_folder_has_llava_hfs_names(name, whole_run, tmp_path):
+    folder = whole_run(name)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["model_type"] == "llava" and config["architectures"] == ["LlavaForConditionalGeneration"]
+    saved = set(load_file(folder / "model.safetensors"))
+    LlavaForConditionalGeneration.from_pretrained(folder).save_pretrained(tmp_path)
+    assert saved == set(load_file(tmp_path / "model.safetensors"))
+    assert "ASSISTANT:" in (folder / "chat_template.jinja").read_text()

@@ -1,0 +1,49 @@
+"""Runs of a few steps that several tests read: each recipe is run once a session, for all of them."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+STEPS = "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8 --max_steps 12"
+COMMON = [*STEPS.split(), "--learning_rate", "1e-2", "--dataloader_num_workers", "0"]
+CAPTIONS = [*COMMON, "--max_length", "24"]
+CHAT = [*COMMON, "--max_new_tokens", "24", "--eval_strategy", "no"]
+RUNS = {
+    "blip": ("finetune_blip", CAPTIONS),
+    "git": ("finetune_git", CAPTIONS),
+    "llava": ("llava_mimic", CHAT),
+    "llava_lora": ("llava_mimic", [*CHAT, "--lora_enable", "True", "--lora_r", "4"]),
+}
+
+
+def finished_runs(folder: Path) -> Callable[[str], Path]:
+    """name of `RUNS` -> the folder of its run.
+
+    The captioners run under `accelerate launch` and without `--output_dir`, as a user starts them; what they print is
+    in `stdout.txt` three folders up.
+    """
+
+    def run(name: str) -> Path:
+        recipe, words = RUNS[name]
+        home, script = folder / name, ROOT / "recipes" / f"{recipe}.py"
+        out = home / "runs" / recipe / "1"
+        if out.is_dir():
+            return out
+        home.mkdir()
+        if recipe == "llava_mimic":
+            runpy.run_path(str(script))["main"]([*words, "--output_dir", str(out)])
+            return out
+        command = [sys.executable, "-m", "accelerate.commands.launch", str(script), *words]
+        options = {"capture_output": True, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
+        done = subprocess.run(command, cwd=home, timeout=300, **options)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        (home / "stdout.txt").write_text(done.stdout)
+        return out
+
+    return run
