@@ -20,6 +20,7 @@ COMMANDS = {
     "index": ("hf_medvlm.commands.index", "embed images, to search among them"),
     "search": ("hf_medvlm.commands.search", "find the studies nearest to a text or an image"),
     "ground": ("hf_medvlm.commands.ground", "show where in an image a phrase is"),
+    "demo": ("hf_medvlm.commands.demo", "open a page on this machine to try a trained model on"),
     "report": ("hf_medvlm.commands.report", "draw a finished run's figures, report page and card again"),
     "export": ("hf_medvlm.commands.export", "write a trained model for transformers, serving engines or ONNX"),
     "push": ("hf_medvlm.commands.push", "push a finished run's model to the Hub"),
