@@ -5,8 +5,8 @@ tokenise   conversations a second: one call of the tokenizer and a mask by offse
 padding    share of padding in micro-batches of report lengths: random order, LLaVA's modality and length grouping,
            grouping by length, packing
 train      the recipe's trainer on the 7B shape with random weights: tokens/s, peak memory and MFU with LoRA (rank 128)
-           on one GPU, and of all of the language model under `ds_configs/zero3_offload.json`, whose optimizer takes 110
-           GiB of the machine's own memory
+           on one GPU, beside transformers' model, PEFT and the stock Trainer on the same batches; and of all of the
+           language model under `ds_configs/zero3_offload.json`, whose optimizer takes 110 GiB of the machine's memory
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import LlavaConfig, PreTrainedTokenizerBase
+from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase, Trainer
 
 from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, PROMPTS, Turn, from_llava
 from hf_medvlm.data.rows import StudyRows
@@ -41,7 +41,12 @@ from hf_medvlm.training.callbacks import peak_memory_mb
 
 WARM_UP = 2
 # way to train -> (what trains, DeepSpeed file)
-KINDS = {"LoRA": ("projector+lora", None), "ZeRO-3, offload": ("projector+llm", "zero3_offload.json")}
+STOCK = "LoRA, stock Trainer"
+KINDS = {
+    "LoRA": ("projector+lora", None),
+    STOCK: ("projector+lora", None),
+    "ZeRO-3, offload": ("projector+llm", "zero3_offload.json"),
+}
 # CLIP ViT-L/14's, and what --small has in their place and the language model's
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 CLIP |= {"num_attention_heads": 16, "projection_dim": 768}
@@ -145,8 +150,8 @@ def measure_padding(tokenizer: PreTrainedTokenizerBase, count: int, size: int = 
         print(f"padding   {name}: " + ", ".join(f"{way} {share:.1%}" for way, share in shares.items()))
 
 
-class TimedTrainer(ChatTrainer):
-    """The recipe's trainer; counts the tokens of the steps behind the warm-up, and notes when those begin."""
+class Timed(Trainer):
+    """Counts the tokens of the steps behind the warm-up, and notes when those begin."""
 
     steps, tokens, start = 0, 0, 0.0
 
@@ -167,6 +172,24 @@ class TimedTrainer(ChatTrainer):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter()
+
+
+class TimedTrainer(Timed, ChatTrainer):
+    """The recipe's trainer."""
+
+
+def stock_lora(model: torch.nn.Module) -> torch.nn.Module:
+    """What most scripts do: PEFT on every linear layer of the language model, the projector trained whole."""
+    from peft import LoraConfig, get_peft_model
+
+    model.enable_input_require_grads()
+    layers = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+    config = LoraConfig(r=128, lora_alpha=256, lora_dropout=0.05, target_modules=layers, task_type="CAUSAL_LM")
+    model = get_peft_model(model, config)
+    for name, parameter in model.named_parameters():
+        if "multi_modal_projector" in name:
+            parameter.requires_grad = True
+    return model
 
 
 def flops_a_token(model: torch.nn.Module) -> int:
@@ -211,15 +234,18 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
         )
         # 7B random weights take minutes on a CPU; ZeRO-3 places its shards itself
         with torch.device(arguments.device) if file is None else nullcontext():
-            model = LlavaReporter._from_config(config, dtype=torch.bfloat16)
-        if trains == "projector+lora":
+            model_class = LlavaForConditionalGeneration if kind == STOCK else LlavaReporter
+            model = model_class._from_config(config, dtype=torch.bfloat16)
+        if kind == STOCK:
+            model = stock_lora(model)
+        elif trains == "projector+lora":
             model = add_reporter_lora(model, ChatModelArguments(trains=trains), checkpointing=True)
         records = []
         for number, turns in enumerate(make_conversations(options.batch * arguments.max_steps, 1)):
             noise = random.Random(number).randbytes(512 * 512)
             Image.frombytes("L", (512, 512), noise).save(f"{folder}/{number}.png")
             records.append(from_llava({"id": str(number), "image": f"{number}.png", "conversations": turns}))
-        trainer = TimedTrainer(
+        trainer = (Timed if kind == STOCK else TimedTrainer)(
             model=model,
             args=arguments,
             data_collator=ChatCollator(make_processor(tokenizer, vision["image_size"], vision["patch_size"]), folder),
@@ -228,7 +254,7 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
         trainer.train()
         rate = trainer.rate()
     tflops = rate * flops_a_token(trainer.accelerator.unwrap_model(trainer.model)) / 1e12
-    return {"tokens": rate, "memory": peak_memory_mb() / 2**10, "tflops": tflops}
+    return {"tokens": rate, "memory": peak_memory_mb() / 2**10, "tflops": tflops, "mfu": tflops / options.peak_tflops}
 
 
 def time_training(options: argparse.Namespace) -> None:
