@@ -23,5 +23,5 @@ def save_family(name: str, splits: Splits, folder: Path) -> Family:
 
 def without_texts(studies: list[Study]) -> list[Study]:
     """The same images, and nothing that is said of them."""
-    bare = {"findings": "", "impression": "", "report": "", "labels": {}, "boxes": (), "extra": {}}
+    bare = {"findings": "", "impression": "", "report": "", "labels": {}, "boxes": (), "extra": {}, "progression": {}}
     return [replace(study, **bare) for study in studies]

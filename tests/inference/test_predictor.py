@@ -24,6 +24,8 @@ CAN = {
     "dual_encoder": {"embed", "embed_texts", "findings"},
     "patch_ib": {"embed", "embed_texts", "findings", "ground"},
     "llava": {"report", "ask"},
+    "qwen2_5_vl": {"report", "ask"},
+    "smolvlm": {"report", "ask"},
     "biovil_t": {"embed", "embed_texts", "findings", "ground", "progression"},
     "medklip": {"findings", "ground"},
 }
@@ -167,8 +169,9 @@ def test_the_previous_image_counts_where_the_model_takes_one(saved, splits, pict
         load(saved("blip")[0]).report(picture, picture)
 
 
-def test_questions_go_into_the_prompt(saved, picture):
-    predictor = load(saved("llava")[0])
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_questions_go_into_the_prompt(name, saved, picture):
+    predictor = load(saved(name)[0])
     questions = ["Is there an effusion?", "Is the heart enlarged?"]
     assert predictor.ask([picture, picture], questions) == [predictor.ask(picture, q) for q in questions]
     with pytest.raises(ValueError, match="questions for 1 images"):

@@ -9,42 +9,55 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from hf_medvlm.data.conversations import TURNS, ChatOptions, with_question
+from hf_medvlm.data.conversations import ChatOptions, with_question
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
+from hf_medvlm.families.chat.message_collator import MessageCollator
+from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
 from hf_medvlm.families.chat.model import LlavaReporter
+from hf_medvlm.families.chat.processors import load_processor as load_any_processor
+from hf_medvlm.families.chat.rendering import chat_template_of
+from hf_medvlm.families.chat.stock import load_stock
 from hf_medvlm.families.chat.tiny import make_processor
 from hf_medvlm.inference.predictor import Predictor
-from hf_medvlm.models.loading import load_processor, load_tokenizer
+from hf_medvlm.models.loading import load_processor, load_tokenizer, model_type_of
 
-MODEL_TYPES = ("llava", "medvlm_llava")
+NO_CHAT = ("blip", "git", "blip-2", "pix2struct", "vision-encoder-decoder", "kosmos-2")
+"""Models of transformers' list that write, but take no conversation."""
+LLAVA = ("llava", "medvlm_llava")
+MODEL_TYPES = (*LLAVA, *sorted(set(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES) - {*LLAVA, *NO_CHAT}))
 
 
 def takes(folder: Path, model_type: str | None) -> bool:
-    """Whether the folder is of this family."""
+    """Whether the folder is of this family: LLaVA, or any model of transformers that reads images and chats."""
     return model_type in MODEL_TYPES
 
 
 def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
     """The chat model in `folder`, with the template and the prompts of its run."""
-    model = LlavaReporter.from_published(folder, dtype=dtype)
-    processor = load_chat_processor(folder, model)
-    tokenizer = processor.tokenizer
     options = ChatOptions(**{name: _tuple(value) for name, value in settings.get("options", {}).items()})
-    collator = ChatCollator(
-        processor,
-        folder,
-        template=settings.get("template", ChatCollator.template),
-        max_length=settings.get("max_length", ChatCollator.max_length),
-        options=options,
-    )
+    collator: ChatCollator | MessageCollator
+    # `recipes/finetune_chat.py` trains a LLaVA too, with the template that its processor brings
+    if model_type_of(folder) in LLAVA and "system_prompt" not in settings:
+        model = LlavaReporter.from_published(folder, dtype=dtype)
+        template = settings.get("template", ChatCollator.template)
+        collator = ChatCollator(load_chat_processor(folder, model), folder, template=template, options=options)
+        evaluation_class: type[ChatEvaluation] = ChatEvaluation
+    else:
+        processor = load_any_processor(folder)
+        chat_template_of(processor)  # refuses a model without one before gigabytes are read
+        model = load_stock(folder, dtype)
+        collator = MessageCollator(processor, folder, options=options, system_prompt=settings.get("system_prompt", ""))
+        evaluation_class = MessageEvaluation
+    collator.max_length = settings.get("max_length", collator.max_length)
     written = getattr(model, "generation_config", None)
-    evaluation = ChatEvaluation(
+    evaluation = evaluation_class(
         collator,
-        tokenizer,
+        collator.tokenizer,
         (),
         max_new_tokens=settings.get("max_new_tokens") or getattr(written, "max_new_tokens", None) or 256,
         num_beams=settings.get("num_beams") or getattr(written, "num_beams", None) or 1,
@@ -91,11 +104,11 @@ class ChatPredictor(Predictor):
 
     def length(self, study: Study) -> int:
         """Images, which are most of a prompt's tokens."""
-        return len(study.images) if self.collator.options.views == "all" or TURNS in study.extra else 1
+        return len(study.images) if self.collator.options.views == "all" or study.conversations else 1
 
     def _asked(self, study: Study, question: str) -> Study:
         """The study with the question; one that brings a conversation of its own keeps it, unless one is asked."""
-        if TURNS in study.extra and not question:
+        if study.conversations and not question:
             return study
         prior = self.priors.get(study.prior_study_id or "")
-        return with_question(replace(study, extra={}), self.collator.options, prior, question)
+        return with_question(study, self.collator.options, prior, question)
