@@ -25,6 +25,8 @@ from hf_medvlm.training import arguments
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# torchrun, deepspeed, accelerate, docker build, llama.cpp
+OF_OTHER_PROGRAMS = {"nproc_per_node", "num_accelerators", "help", "cpu", "network", "mmproj"}
 NEED_THE_INTERNET = ("hf", "git")
 SHELL = ("export", "cd", "ls", "open")
 
@@ -277,6 +279,7 @@ def known_options() -> set[str]:
     found = set()
     for path in sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "hf_medvlm").rglob("*.py")):
         found |= set(re.findall(r"^    (\w+): [^=\n]+= option\(", path.read_text(), re.MULTILINE))
+        found |= set(re.findall(r"add(?:_argument)?\(\s*\"--(\w+)\"", path.read_text()))
     found |= set(arguments.MedVLMArguments.__dataclass_fields__) | set(RENAMED) | {"config", "num_processes"}
     for module in (importlib.import_module(path) for path, _ in COMMANDS_OF_OURS.values()):
         if hasattr(module, "add_arguments"):
@@ -289,7 +292,7 @@ def known_options() -> set[str]:
 
 
 def test_options_that_the_pages_name_exist():
-    known = known_options() | {"nproc_per_node", "num_accelerators", "help", "cpu"}
+    known = known_options() | OF_OTHER_PROGRAMS
     for page in PAGES:
         for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
             for name in re.findall(r"--(\w+)", code):

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hf_medvlm.data.fields import ALL_TEXT, SPLIT_NAMES, id_text, plain_text
-from hf_medvlm.data.files import open_text, read_json, write_json
+from hf_medvlm.data.files import open_text, read_json
 from hf_medvlm.data.study import Study, StudyImage
 
 IMAGE = "<image>"
@@ -289,10 +289,3 @@ def read_records(path: Path) -> list[Any]:
     if not isinstance(records[0], list):
         raise ValueError(f"{path}: LLaVA's file is a list of samples, found a {type(records[0]).__name__}")
     return records[0]
-
-
-def write_llava(studies: Iterable[Study], path: str | Path) -> int:
-    """Write LLaVA's JSON, whole or not at all; return the number of samples."""
-    records = [to_llava(study) for study in studies]
-    write_json(path, records)
-    return len(records)

@@ -33,6 +33,7 @@ from hf_medvlm.data.quality import (
     refuse_leakage,
     without_images,
 )
+from hf_medvlm.data.radgraph import attach_triplets, read_radgraph
 from hf_medvlm.data.sources.base import Corpus, Rejected, link_priors
 from hf_medvlm.data.sources.mimic_cxr import MimicTables, load_studies, read_tables
 from hf_medvlm.data.splits import assign_splits
@@ -137,7 +138,7 @@ def _blocks(options: Namespace) -> Iterator[Block]:
 
 def _is_whole(options: Namespace) -> bool:
     """Whether the corpus must be dealt with in one piece."""
-    annotated = options.boxes or options.progression
+    annotated = options.boxes or options.progression or options.radgraph
     return bool(options.convert or options.verify_images or annotated or options.format == "llava")
 
 
@@ -158,6 +159,8 @@ def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block
         corpus.studies = with_boxes(corpus.studies, read_boxes(options.boxes), options.root)
     if options.progression:
         corpus.studies = attach_progression(corpus.studies, read_progression(options.progression))
+    if options.radgraph:
+        corpus.studies = attach_triplets(corpus.studies, read_radgraph(options.radgraph))
     if options.convert:
         _convert(corpus, options)
     elif options.verify_images:

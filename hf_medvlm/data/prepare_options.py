@@ -81,6 +81,7 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     add("--label_policy", choices=tuple(LABEL_POLICIES), default="keep", help="what becomes of uncertain findings")
     add("--boxes", type=Path, help="boxes of located findings: MS-CXR's .json or .csv, RSNA's or VinDr-CXR's .csv")
     add("--progression", type=Path, help="MS-CXR-T's .csv: how findings changed since the prior study")
+    add("--radgraph", type=Path, help="RadGraph's annotations of the reports (.json): the triplets that MedKLIP learns")
     add("--validate", type=float, default=0.1, help="share of the patients, where the corpus has no split of its own")
     add("--test", type=float, default=0.1, help="share of the patients, likewise")
     add("--seed", type=int, default=0, help="of the split")

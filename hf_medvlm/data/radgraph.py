@@ -8,14 +8,17 @@ only where `run_radgraph` is called; its weights come from the Hub.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from hf_medvlm.data.study import Study
 from hf_medvlm.language.findings import Triplet, positions_of, term_of
 from hf_medvlm.language.negation import ABSENT, PRESENT, UNCERTAIN
+
+logger = logging.getLogger(__name__)
 
 OBSERVATIONS = {
     "OBS-DP": PRESENT,
@@ -64,6 +67,27 @@ def read_radgraph(path: str | Path) -> dict[str, list[Triplet]]:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no JSON: {error}") from error
     return triplets_from_radgraph(annotations, source=str(path))
+
+
+def attach_triplets(studies: Sequence[Study], triplets: Mapping[str, Sequence[Triplet]]) -> list[Study]:
+    """All studies; those whose report is among the keys of `triplets` get them.
+
+    A key is a study id, or the path of a report named after it (`p18/p18004941/s50000014.txt`).
+
+    Raises:
+        ValueError: not one of the reports belongs to a study.
+    """
+    by_id = {PurePosixPath(key).name.removesuffix(".txt"): value for key, value in triplets.items()}
+    attached, count = [], 0
+    for study in studies:
+        annotated = by_id.get(study.study_id, by_id.get(f"s{study.study_id}"))
+        count += annotated is not None
+        attached.append(study if annotated is None else replace(study, triplets=tuple(annotated)))
+    if not count:
+        first = next(iter(triplets), "none")
+        raise ValueError(f"none of the reports of the RadGraph file (the first: {first}) is in the corpus")
+    logger.info("RadGraph: %d of %d studies have triplets", count, len(attached))
+    return attached
 
 
 def triplets_from_radgraph(annotations: Mapping[str, Any], source: str = "RadGraph") -> dict[str, list[Triplet]]:

@@ -1,6 +1,6 @@
 """Report text -> sections -> sentences. Labels nothing.
 
-`split_sections`, `select_sections` and `label_text` are for MIMIC-CXR's layout; `sections` and `readable_text` for any.
+`split_sections` and `select_sections` are for MIMIC-CXR's layout; `sections` and `readable_text` for any.
 
 The section rules are those of MIT-LCP/mimic-cxr @ 3190146 (`txt/section_parser.py`, `create_section_files.py`), written
 anew, odd cases included, because the published section and label files were made with them. A newer copy
@@ -48,7 +48,6 @@ _VIEWS = (
     *("two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window"),
     *("frontal upright", "frontal semi-upright", "ribs", "pa and lat"),
 )
-LABEL_SECTIONS = ("impression", "findings", "last_paragraph", "comparison")
 """Where MIMIC-CXR's labellers read: the first of these that a report has."""
 
 
@@ -102,12 +101,6 @@ def select_sections(text: str) -> dict[str, str]:
     and `history` are always there, "" where the report has none."""
     named = {"findings": "", "impression": "", "last_paragraph": "", "comparison": "", "indication": "", "history": ""}
     return named | {section.name: section.text.strip() for section in split_sections(text)}
-
-
-def label_text(sections: dict[str, str]) -> str:
-    """The text that MIMIC-CXR's labels were made from: impression, else findings, else the last paragraph, else the
-    comparison, else ""."""
-    return next((sections[name] for name in LABEL_SECTIONS if sections.get(name)), "")
 
 
 def sections(text: str) -> dict[str, str]:

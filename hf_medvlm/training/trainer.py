@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -238,8 +237,3 @@ class MedVLMTrainer(Trainer):
         elif self.model_wrapped is self.model:
             self.model.to(self.args.device)
         return self.accelerator.unwrap_model(self.model_wrapped).eval()
-
-
-def forward_parameters(model: nn.Module) -> set[str]:
-    """Names that `model.forward` takes; every key of a collator is one of them (point 7 of the contract)."""
-    return set(inspect.signature(model.forward).parameters)

@@ -11,11 +11,19 @@ from make_corpora import SENTENCES, MimicStudy, append_rows, make_mimic, mimic_r
 from hf_medvlm.data.quality import check_studies, drop_broken_images
 from hf_medvlm.data.sources import mimic_cxr
 from hf_medvlm.data.sources.base import find_priors
-from hf_medvlm.data.sources.mimic_cxr import load_mimic_cxr, load_studies, read_tables
+from hf_medvlm.data.sources.mimic_cxr import load_studies, read_tables
 from hf_medvlm.data.study import Study
 from hf_medvlm.labels import CHEXPERT_14
 
 REPORT = mimic_report(SENTENCES[0], SENTENCES[1])
+
+
+def load_mimic_cxr(root, suffix=None):
+    """All studies in one piece; `prepare` reads a large corpus block by block."""
+    tables = read_tables(root, suffix)
+    corpus = load_studies(tables, tables.study_ids)
+    corpus.rejected[:0] = tables.rejected
+    return corpus
 
 
 def one(**changes):

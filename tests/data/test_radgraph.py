@@ -6,7 +6,8 @@ import types
 
 import pytest
 
-from hf_medvlm.data.radgraph import read_radgraph, run_radgraph, triplets_from_radgraph
+from hf_medvlm.data.radgraph import attach_triplets, read_radgraph, run_radgraph, triplets_from_radgraph
+from hf_medvlm.data.study import Study
 from hf_medvlm.language.findings import extract_triplets
 
 LONG = {
@@ -80,6 +81,14 @@ def test_a_saved_file(tmp_path):
     path = tmp_path / "train.json"
     path.write_text(json.dumps({"p18/p18004941/s1.txt": TUBE}), encoding="utf-8")
     assert read_radgraph(path) == {"p18/p18004941/s1.txt": EXPECTED["tube"]}
+
+
+def test_triplets_go_to_the_studies_of_their_reports():
+    studies = [Study("50000014", "p", report="Tube."), Study("s7", "p", report="Clear."), Study("8", "p", report="x")]
+    attached = attach_triplets(studies, {"p18/p18004941/s50000014.txt": EXPECTED["tube"], "s7": []})
+    assert [study.triplets for study in attached] == [tuple(EXPECTED["tube"]), (), None]
+    with pytest.raises(ValueError, match=r"none of the reports of the RadGraph file \(the first: s9\)"):
+        attach_triplets(studies, {"s9": []})
 
 
 def test_the_test_set_with_two_annotators_is_read_by_the_first():

@@ -10,10 +10,18 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from hf_medvlm.data.sources.table import read_table
+from hf_medvlm.data.sources.base import link_priors
+from hf_medvlm.data.sources.table import load_table
+from hf_medvlm.data.splits import assign_splits
 
 REAL_RADIOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "real_cxr"
 COLUMNS = ["image", "patient_id", "study_id", "view", "findings", "impression", "split", "labels", "study_date"]
+
+
+def read_table(path, seed=0, **options):
+    """Studies with priors and splits, and the rejected rows: what recipes and `prepare` make of `load_table`."""
+    corpus = load_table(path, **options)
+    return assign_splits(link_priors(corpus.studies), seed), corpus.rejected
 
 
 def row(number, **changes):

@@ -8,7 +8,6 @@ from hf_medvlm.language import sections
 from hf_medvlm.language.sections import (
     _EXACT,
     Section,
-    label_text,
     readable_text,
     select_sections,
     sentences,
@@ -52,7 +51,6 @@ def test_a_typical_report():
     assert found["impression"] == "Large left pleural effusion"
     assert found["findings"].startswith("Cardiac size cannot") and found["findings"].endswith("right effusion is new.")
     assert (found["comparison"], found["last_paragraph"], found["history"]) == ("___", "", "")
-    assert label_text(found) == "Large left pleural effusion"
 
 
 def test_the_text_of_a_section_stands_where_it_says():
@@ -151,7 +149,7 @@ def test_the_last_paragraph_is_what_follows_the_first_blank_line_of_the_last_sec
     *_, indication, last = split_sections(text)
     assert (indication.name, indication.text) == ("indication", "cough")
     assert last == Section("last_paragraph", " The lungs are clear.\n \n No effusion.\n", text.index(" The"))
-    assert label_text(select_sections(text)) == "The lungs are clear.\n \n No effusion."
+    assert select_sections(text)["last_paragraph"] == "The lungs are clear.\n \n No effusion."
 
 
 def test_there_is_no_last_paragraph_where_there_are_findings_or_no_blank_line():
@@ -166,13 +164,6 @@ def test_a_report_without_headers_has_a_last_paragraph_too():
 def test_an_addendum_stands_above():
     text = " ADDENDUM  seen again\n ______________________________________________\n" + TYPICAL
     assert select_sections(text)["impression"] == "Large left pleural effusion"
-
-
-def test_label_text_falls_back():
-    assert label_text({"impression": "", "findings": "f", "last_paragraph": "l"}) == "f"
-    assert label_text({"impression": "", "findings": "", "last_paragraph": "l"}) == "l"
-    assert label_text({"comparison": "c"}) == "c"  # as in create_section_files.py
-    assert label_text({}) == ""
 
 
 @pytest.mark.parametrize(

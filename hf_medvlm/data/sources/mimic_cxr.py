@@ -85,21 +85,6 @@ class MimicTables:
         return blocks
 
 
-def load_mimic_cxr(root: str | Path, suffix: str | None = None) -> Corpus:
-    """Studies with a frontal image and a report; laterals stand behind the frontals in `images`.
-
-    `findings`, `impression`, `indication` and `comparison` are the official parser's sections; where a report has
-    neither findings nor impression, `report` is its last paragraph. `labels` are CheXpert's as published (-1 is
-    uncertain). The split is the official one where its file is there.
-
-    Args and errors: see `read_tables`.
-    """
-    tables = read_tables(root, suffix)
-    corpus = load_studies(tables, tables.study_ids)
-    corpus.rejected[:0] = tables.rejected
-    return corpus
-
-
 def read_tables(root: str | Path, suffix: str | None = None) -> MimicTables:
     """Read the tables, and find the reports.
 
@@ -161,7 +146,12 @@ def read_tables(root: str | Path, suffix: str | None = None) -> MimicTables:
 
 
 def load_studies(tables: MimicTables, study_ids: Sequence[str]) -> Corpus:
-    """Read the reports of these studies, and put the studies together; priors are looked for among them."""
+    """Read the reports of these studies, and put the studies together; priors are looked for among them.
+
+    Laterals stand behind the frontals in `images`. `findings`, `impression`, `indication` and `comparison` are the
+    official parser's sections; where a report has neither findings nor impression, `report` is its last paragraph.
+    `labels` are CheXpert's as published (-1 is uncertain). The split is the official one where its file is there.
+    """
     corpus = Corpus(linked=True)
     priors = find_priors((tables.found[name].patient_id, name, tables.found[name].date) for name in study_ids)
     for report in read_reports(tables.reports, tables.index, study_ids):

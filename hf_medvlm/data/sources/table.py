@@ -18,19 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from hf_medvlm.data.fields import SPLIT_NAMES, id_text
-from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, link_priors, parse_date
+from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, parse_date
 from hf_medvlm.data.sources.cells import Missing, as_list, image_cells, label_states, pair_views, report_text, text_of
 from hf_medvlm.data.sources.columns import Columns, recognise
 from hf_medvlm.data.sources.hub import EmbeddedImages
 from hf_medvlm.data.sources.image_paths import ImagePaths
 from hf_medvlm.data.sources.rows import Entry, table_rows
-from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study, StudyImage
 
 logger = logging.getLogger(__name__)
 
 
-def read_table(
+def load_table(
     path: str | Path,
     image_column: str | None = None,
     text_columns: str | Sequence[str] | None = None,
@@ -39,9 +38,13 @@ def read_table(
     date_column: str | None = None,
     image_folder: str | Path | None = None,
     cache_folder: str | Path | None = None,
-    seed: int = 0,
-) -> tuple[list[Study], list[Rejected]]:
-    """Read a table into studies that all have a split, and the rows that could not be taken, with file and line.
+    encoding: str | None = None,
+    held_out: bool = False,
+    needs_text: bool = True,
+) -> Corpus:
+    """Read a table into studies, and the rows that could not be taken, with file and line.
+
+    No prior is linked yet and no split is drawn.
 
     Rows that agree in patient, `study_id`, text and all else but the image are one study with several images; those of
     one `study_id` that disagree are studies of their own. A text column named findings, impression, report, indication
@@ -60,43 +63,22 @@ def read_table(
         patient_column: without it, and without a column that is known to hold patients, the split is by study, with a
             warning.
         split_column: without it a column `split` (or the data set's own splits) is taken if it holds nothing but names
-            of train, validate and test, train among them; else the split is by patient, from a hash and `seed`.
+            of train, validate and test, train among them; else the split is by patient.
         date_column: orders a patient's studies and links each to its prior.
         image_folder: paths are relative to it; absolute ones inside it are made so.
         cache_folder: where images that lie inside a data set are exported; their paths are relative to it.
+        encoding: of a text file; by default UTF-8, or what its byte order mark says.
+        held_out: nothing is trained, so that a split column need not name a train.
+        needs_text: a row without a text is left out, and a table without a text column is refused; False where a
+            trained model is to write the text.
 
     Raises:
         ValueError: with file and line where there is one: no such file, unknown column (with its neighbour), a broken
             file, a named split column with other words in it, no text in any row, no good row at all.
     """
-    corpus = load_table(
-        path, image_column, text_columns, patient_column, split_column, date_column, image_folder, cache_folder
-    )
-    return assign_splits(link_priors(corpus.studies), seed), corpus.rejected
-
-
-def load_table(
-    path: str | Path,
-    image_column: str | None = None,
-    text_columns: str | Sequence[str] | None = None,
-    patient_column: str | None = None,
-    split_column: str | None = None,
-    date_column: str | None = None,
-    image_folder: str | Path | None = None,
-    cache_folder: str | Path | None = None,
-    encoding: str | None = None,
-    held_out: bool = False,
-    needs_text: bool = True,
-) -> Corpus:
-    """`read_table` before priors are linked and splits are drawn: what `prepare_data` checks first.
-
-    Args:
-        encoding: of a text file; by default UTF-8, or what its byte order mark says.
-        held_out: nothing is trained, so that a split column need not name a train.
-        needs_text: a row without a text is left out, and a table without a text column is refused; False where a
-            trained model is to write the text.
-    """
-    path, rejected, notes = str(path), [], []
+    path = str(path)
+    rejected: list[Rejected] = []
+    notes: list[str] = []
     rows = list(table_rows(path, encoding, rejected, notes))
     names = list(dict.fromkeys(name for _, _, row in rows for name in row))
     if not rows:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM
@@ -112,22 +111,6 @@ class CXRBertModel(BertForMaskedLM):
                 state_dict.setdefault(target, state_dict[source])
         load_weights(model, state_dict, ignorable=OLD_KEYS, what=f"CXR-BERT in {path}")
         return model.eval()
-
-
-@torch.no_grad()
-def embed_prompts(model: CXRBertModel, prompts: dict[str, Tensor]) -> Tensor:
-    """One unit vector for an ensemble of prompts: the mean of their un-normalised embeddings, then normalised.
-
-    Args:
-        prompts: what a tokenizer gives for the ensemble, `input_ids` and `attention_mask` of (number of prompts, T).
-
-    Returns:
-        (D,). The mean is taken before normalising, as hi-ml-multimodal's `get_embeddings_from_prompt` does.
-    """
-    embeddings = model.get_projected_text_embeddings(
-        prompts["input_ids"], prompts["attention_mask"], normalize_embeddings=False
-    )
-    return normalize(embeddings.mean(0), dim=-1)
 
 
 AutoConfig.register(CXRBertConfig.model_type, CXRBertConfig)

@@ -307,7 +307,6 @@ class BioViLTEvaluation(RetrievalEvaluation):
 def located_phrases(study: Study) -> dict[str, list[tuple[float, float, float, float]]]:
     """phrase -> its boxes on the frontal image, in the order of the boxes."""
     found: dict[str, list] = {}
-    for box in study.boxes:
-        if study.images[box.image] == study.frontal:
-            found.setdefault(box.phrase, []).append(box.xywh)
+    for box in study.frontal_boxes():
+        found.setdefault(box.phrase, []).append(box.xywh)
     return found

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from transformers import (
     AutoProcessor,
@@ -80,27 +79,10 @@ class BioViLTImageProcessor(BaseImageProcessor):
 
 
 class BioViLTProcessor(ProcessorMixin):
-    """Image processor and tokenizer in one folder. Prompts are cleaned as hi-ml-multimodal does."""
+    """Image processor and tokenizer in one folder."""
 
     def __init__(self, image_processor: BioViLTImageProcessor, tokenizer: PreTrainedTokenizerBase) -> None:
         super().__init__(image_processor, tokenizer)
-
-    def tokenize_prompts(self, prompts: str | Sequence[str]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` (number of prompts, T) of prompts without their final `!`, `?` or `.`.
-
-        Raises:
-            ValueError: a special token other than the mask inside a prompt.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        for prompt in prompts:
-            for token in self.tokenizer.all_special_tokens:
-                if token != self.tokenizer.mask_token and token in prompt:
-                    raise ValueError(
-                        f"prompt {prompt!r} holds the special token {token}, which the tokenizer adds itself"
-                    )
-        prompts = [prompt.rstrip("!?.") for prompt in prompts]
-        batch = self.tokenizer(prompts, padding="longest", truncation=True, return_tensors="pt")
-        return {name: batch[name] for name in ("input_ids", "attention_mask")}
 
 
 AutoImageProcessor.register(BioViLTConfig, image_processor_classes={"pil": BioViLTImageProcessor})

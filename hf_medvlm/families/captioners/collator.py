@@ -65,11 +65,6 @@ class CaptionCollator:
         """What a prompt depends on and the model does not hold."""
         return {"prompt": self.prompt, "max_length": self.max_length, "sections": list(self.sections)}
 
-    def token_count(self, study: Study) -> int:
-        """Length of the study's whole sequence before it is cut to `max_length`."""
-        body = self.processor.tokenizer(self.target(study), add_special_tokens=False).input_ids
-        return len(self.prompt_ids) + len(body) + 1
-
     def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
         rows = as_rows(rows)
         tokenizer, prompt = self.processor.tokenizer, self.prompt_ids

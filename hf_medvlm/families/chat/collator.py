@@ -85,12 +85,6 @@ class ChatCollator:
         """What a prompt depends on and the model does not hold."""
         return {"template": self.template, "max_length": self.max_length, "options": asdict(self.options)}
 
-    def token_count(self, study: Study) -> int:
-        """Length of the study's whole sequence before it is cut to `max_length`."""
-        study = self.talk(study)
-        ids = encode_conversation(turns_of(study), self.tokenizer, self.template, images=len(study.images))["input_ids"]
-        return len(ids) + (self.image_tokens - 1) * len(study.images)
-
     def encode(self, study: Study) -> dict[str, list[int]]:
         """`input_ids` with images expanded, and `labels`.
 
@@ -130,17 +124,6 @@ class ChatCollator:
             ids += [self.processor.image_token_id if token == IMAGE_TOKEN_INDEX else token] * times
             labels += [label] * times
         return {"input_ids": ids, "labels": labels}
-
-    def supervised_texts(self, study: Study) -> list[str]:
-        """The texts of a study that the loss sees, decoded from the labels: what a preflight shows."""
-        texts, run = [], []
-        for label in [*self.encode(study)["labels"], IGNORE_INDEX]:
-            if label != IGNORE_INDEX:
-                run.append(label)
-            elif run:
-                texts.append(self.tokenizer.decode(run))
-                run = []
-        return texts
 
     def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
         rows = self._rows(rows)

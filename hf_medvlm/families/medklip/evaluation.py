@@ -48,11 +48,10 @@ RESAMPLES = 200  # of the mean AUC, each of which sorts all scores again
 def boxed_entities(study: Study, entities: Sequence[str]) -> dict[str, list[tuple[float, float, float, float]]]:
     """Entity -> its boxes on the frontal image; the entities are those that the boxes' phrases name."""
     found: dict[str, list] = {}
-    for box in study.boxes:
-        if study.images[box.image] == study.frontal:
-            for entity in dict.fromkeys(name for name, _, _ in extract_triplets(box.phrase)):
-                if entity in entities:
-                    found.setdefault(entity, []).append(box.xywh)
+    for box in study.frontal_boxes():
+        for entity in dict.fromkeys(name for name, _, _ in extract_triplets(box.phrase)):
+            if entity in entities:
+                found.setdefault(entity, []).append(box.xywh)
     return found
 
 

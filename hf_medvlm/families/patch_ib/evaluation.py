@@ -106,7 +106,7 @@ class PatchEvaluation(RetrievalEvaluation):
 
     def _against_boxes(self, study: Study, kept: np.ndarray, salience: np.ndarray) -> dict[str, float]:
         """The measures of one study; NaN without boxes on its frontal image."""
-        boxes = [box.xywh for box in study.boxes if study.images[box.image] == study.frontal]
+        boxes = [box.xywh for box in study.frontal_boxes()]
         if not boxes:
             return dict.fromkeys(MEASURES, float("nan"))
         size = open_radiograph(Path(self.collator.image_folder) / study.frontal.path).size

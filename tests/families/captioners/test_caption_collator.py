@@ -52,7 +52,6 @@ def test_a_long_report_is_cut_and_still_ends(collator, studies):
     batch = collator(studies)
     assert batch["input_ids"].shape == (2, 4)
     assert (batch["input_ids"][:, -1] == collator.processor.tokenizer.sep_token_id).all()
-    assert collator.token_count(studies[0]) == 6
 
 
 def test_a_study_without_image_is_named(collator):

@@ -42,6 +42,11 @@ def studies() -> list[Study]:
     ]
 
 
+def supervised(collator, study) -> str:
+    """What the loss sees of a study, as text."""
+    return collator.tokenizer.decode([label for label in collator.encode(study)["labels"] if label != IGNORE_INDEX])
+
+
 def test_images_are_expanded_in_order_and_rows_padded(collator, studies):
     batch = collator(studies)
     image = batch["input_ids"] == collator.processor.image_token_id
@@ -51,7 +56,7 @@ def test_images_are_expanded_in_order_and_rows_padded(collator, studies):
     assert middle[0] < middle[1] < middle[2]
     assert (batch["labels"][image] == IGNORE_INDEX).all()
     assert (batch["labels"][batch["attention_mask"] == 0] == IGNORE_INDEX).all()
-    assert batch["attention_mask"].sum(1).tolist() == [collator.token_count(study) for study in studies]
+    assert batch["attention_mask"].sum(1).tolist() == [len(collator.encode(study)["input_ids"]) for study in studies]
 
 
 def test_a_batch_of_texts_has_no_pixels(collator, studies):
@@ -62,7 +67,7 @@ def test_packing_leaves_no_padding_and_no_shared_positions(collator, studies):
     padded = collator(studies)
     collator.packing = True
     batch = collator(studies)
-    lengths = [collator.token_count(study) for study in studies]
+    lengths = [len(collator.encode(study)["input_ids"]) for study in studies]
     assert batch["input_ids"].shape == (1, sum(lengths)) and "attention_mask" not in batch
     starts = torch.cat([torch.zeros(1, dtype=torch.long), torch.tensor(lengths).cumsum(0)[:-1]])
     assert torch.equal((batch["position_ids"][0] == 0).nonzero().flatten(), starts)
@@ -79,8 +84,8 @@ def test_prompts_end_where_the_last_answer_begins(collator, studies):
     assert [collator.target(study) for study in studies] == ["The lungs are clear.", "Fluid.", "Yes."]
 
 
-def test_what_is_supervised_can_be_shown(collator, studies):
-    assert collator.supervised_texts(studies[2]) == ["No effusion.</s>", "Yes.</s>"]
+def test_the_answers_are_supervised_and_nothing_else(collator, studies):
+    assert supervised(collator, studies[2]) == "No effusion.</s> Yes.</s>"
 
 
 def test_the_text_is_cut_and_the_image_is_not(collator):
@@ -105,7 +110,7 @@ def test_a_plain_study_is_turned_into_a_conversation(collator):
     study = Study("s", "p", images=(StudyImage("0.png"), StudyImage("1.png", "LATERAL")), report="No effusion.")
     collator.options = ChatOptions(views="all")
     assert collator([study])["pixel_values"].shape[0] == 2
-    assert collator.supervised_texts(study) == ["No effusion.</s>"]
+    assert supervised(collator, study) == "No effusion.</s>"
 
 
 def test_a_missing_image_and_an_unknown_template_are_named(collator, folder):
