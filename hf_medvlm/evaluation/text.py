@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ from hf_medvlm.evaluation.base import Evaluation, Scores
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.language.findings import label_report
 from hf_medvlm.metrics import facts
+from hf_medvlm.metrics.clinical import clinical_scores
 from hf_medvlm.metrics.findings_text import findings_f1
 from hf_medvlm.metrics.intervals import bootstrap_interval, ratio_of_sums
 from hf_medvlm.metrics.text import baseline_texts, score_texts, text_baselines
@@ -24,6 +26,7 @@ from hf_medvlm.metrics.text import baseline_texts, score_texts, text_baselines
 if TYPE_CHECKING:
     from transformers import EvalPrediction
 
+logger = logging.getLogger(__name__)
 STOPPED, CUT = 0, 1
 
 
@@ -58,6 +61,8 @@ class TextEvaluation(Evaluation):
         max_new_tokens: where generation stops if the model does not end by itself; such reports are counted.
         num_beams: 1 is greedy.
         studies: what `compute_metrics` scores, in the order of the evaluation data set.
+        clinical_metrics: names of `hf_medvlm.metrics.clinical`; those without their weights are named once.
+        clinical_weights: the folder of their weights.
     """
 
     collator: GenerativeCollator
@@ -67,6 +72,9 @@ class TextEvaluation(Evaluation):
     max_new_tokens: int = 128
     num_beams: int = 1
     studies: Sequence[Study] = ()
+    clinical_metrics: Sequence[str] = ()
+    clinical_weights: str | None = None
+    _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows)}
@@ -142,6 +150,7 @@ class TextEvaluation(Evaluation):
             baselines[system] |= findings_f1(said, references).metrics
         scores.baselines = baselines
         scores.figures = {"per_finding": findings.per_finding}
+        per_study |= self._score_clinical(scores, texts, references, patients)
         scores.predictions = [
             {
                 "study_id": study.study_id,
@@ -161,6 +170,23 @@ class TextEvaluation(Evaluation):
             for number, (study, reference, text) in enumerate(zip(studies, references, texts, strict=True))
         ]
         return scores
+
+    def _score_clinical(
+        self, scores: Scores, texts: list[str], references: list[str], patients: list[str]
+    ) -> dict[str, list[float]]:
+        """Add the clinical metrics that were asked for; the scores of single studies."""
+        if not self.clinical_metrics:
+            return {}
+        result, missing = clinical_scores(self.clinical_metrics, texts, references, self.clinical_weights)
+        scores.metrics |= result.values
+        scores.facts |= result.facts
+        scores.intervals |= {name: bootstrap_interval(each, patients) for name, each in result.per_study.items()}
+        scores.figures["missing_metrics"] = missing
+        for reason, names in _by_reason(missing).items():
+            if reason not in self._said:
+                self._said.add(reason)
+                logger.warning("no %s: %s", ", ".join(names), reason)
+        return result.per_study
 
     # -- under the stock Seq2SeqTrainer ------------------------------------------------------------------------------
 
@@ -194,3 +220,10 @@ class TextEvaluation(Evaluation):
         stops = [i for i in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id) if i is not None]
         cut = [np.array(STOPPED if np.isin(row, stops).any() else CUT) for row in generated]
         return {"generated": generated, "cut": cut}
+
+
+def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
+    reasons: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        reasons.setdefault(reason, []).append(name)
+    return reasons

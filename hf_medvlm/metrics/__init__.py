@@ -17,6 +17,15 @@ MODULES = {
     "retrieval": "retrieval",
     "findings": "findings",
     "grounding": "grounding",
+    "chexbert": "clinical.chexbert",
+    "sembscore": "clinical.chexbert",
+    "bertscore": "clinical.bertscore",
+    "bertscore_idf": "clinical.bertscore",
+    "radgraph": "clinical.radgraph",
+    "radcliq": "clinical.radcliq",
+    "ratescore": "clinical.ratescore",
+    "temporal_f1": "clinical.wordlists",
+    "bleu2_rexrank": "clinical.wordlists",
 }
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 CARD = "README.md"
+OURS = ("dual_encoder", "patch_ib", "medklip", "biovil_t")
+"""The `model_type`s that transformers does not know."""
 LIMITS = """\
 - **It suggests, never decides.** It is no medical device. No diagnosis, treatment or triage may rest on it, and every
   output needs to be read by a radiologist beside the image.
@@ -83,15 +85,28 @@ def _front_matter(info: dict[str, Any]) -> str:
 
 
 def _loading(folder: Path, name: str) -> str:
-    adapter = (folder / "adapter_config.json").is_file()
-    lines = "import hf_medvlm.families\nfrom transformers import AutoModel, AutoProcessor\n"
-    lines += f'model, processor = AutoModel.from_pretrained("{name}"), AutoProcessor.from_pretrained("{name}")'
-    if adapter:
+    if (folder / "adapter_config.json").is_file():
         return (
             "The folder holds a LoRA adapter; `peft.PeftModel.from_pretrained(base, folder)` puts it on its base model."
         )
-    note = "The first line registers the family with the Auto classes; it needs `hf_medvlm` installed."
+    if _model_type(folder) in OURS:
+        first, kind = "import hf_medvlm.families\n", "AutoModel"
+        note = "The first line registers the family with the Auto classes; it needs `hf_medvlm` installed."
+    else:
+        first, kind, note = (
+            "",
+            "AutoModelForImageTextToText",
+            "This is a model of transformers; nothing else is needed.",
+        )
+    lines = f"{first}from transformers import {kind}, AutoProcessor\n"
+    lines += f'model = {kind}.from_pretrained("{name}")\nprocessor = AutoProcessor.from_pretrained("{name}")'
     return f"```python\n{lines}\n```\n\n{note}"
+
+
+def _model_type(folder: Path) -> str:
+    """The `model_type` of the folder's config; empty where there is none."""
+    path = folder / "config.json"
+    return str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "")) if path.is_file() else ""
 
 
 def _data(info: dict[str, Any]) -> str:

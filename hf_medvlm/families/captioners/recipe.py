@@ -19,6 +19,7 @@ from hf_medvlm.models.towers import freeze
 from hf_medvlm.models.upstream import OLD_PREFIX
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
+from hf_medvlm.training.clinical import ClinicalArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.lora import add_lora
 from hf_medvlm.training.objective import TokenObjective
@@ -40,7 +41,7 @@ TINY_GIT = TINY | {"learning_rate": 1e-3}
 
 
 @dataclass
-class CaptioningArguments:
+class CaptioningArguments(ClinicalArguments):
     """The captioner and how it writes."""
 
     model_name_or_path: str | None = option(None, "folder or Hub id; a tiny model with random weights by default")
@@ -116,6 +117,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
         objective,
         max_new_tokens=options.max_length,
         num_beams=options.num_beams,
+        **args.model.clinical(),
     )
     return MedVLMTrainer(
         model=model,

@@ -15,6 +15,7 @@ from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.families.chat.templates import TEMPLATES
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, DataArguments, MedVLMArguments, option
+from hf_medvlm.training.clinical import ClinicalArguments
 from hf_medvlm.training.legacy import say
 
 ASPECT_RATIOS = ("pad", "square")
@@ -35,7 +36,7 @@ TINY = arguments.TINY | {
 
 
 @dataclass
-class ChatModelArguments:
+class ChatModelArguments(ClinicalArguments):
     """The chat model, what of it trains, and how it writes."""
 
     model_name_or_path: str | None = option(

@@ -9,6 +9,7 @@ from hf_medvlm.data.conversations import PROMPTS
 from hf_medvlm.families.chat.stock import PARTS, VISION
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import MedVLMArguments, option, split_names
+from hf_medvlm.training.clinical import ClinicalArguments
 
 DEFAULTS = {"metric_for_best_model": "findings_f1_micro", "greater_is_better": True}
 
@@ -27,7 +28,7 @@ TINY = arguments.TINY | {
 
 
 @dataclass
-class MessageModelArguments:
+class MessageModelArguments(ClinicalArguments):
     """The chat model, which parts of it train, and how it writes."""
 
     model_name_or_path: str | None = option(

@@ -188,6 +188,7 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
         max_new_tokens=args.model.max_new_tokens,
         num_beams=args.model.num_beams,
         train_studies=splits.train,
+        **args.model.clinical(),
     )
     trainer = MessageTrainer(
         model=model,

@@ -273,6 +273,7 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
         max_new_tokens=args.model.max_new_tokens,
         num_beams=args.model.num_beams,
         train_studies=splits.train,
+        **args.model.clinical(),
     )
     train = splits.train
     if any(study.answer_type for study in train):

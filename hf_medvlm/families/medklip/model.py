@@ -59,7 +59,7 @@ class MedKlipConfig(PreTrainedConfig):
     """
 
     model_type = "medklip"
-    keys_to_ignore_at_inference = ["loss_terms"]
+    keys_to_ignore_at_inference = ["loss_terms", "loss_sums"]
     sub_configs = {"backbone_config": ResNetConfig}
     attribute_map = {"hidden_size": "d_model"}
 

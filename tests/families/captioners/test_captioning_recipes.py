@@ -237,7 +237,7 @@ def test_broken_images_are_named_and_left_out_and_all_broken_is_an_error(recipe,
     rejected = [json.loads(line) for line in (tmp_path / "o" / "rejected.jsonl").read_text().splitlines()]
     broken = {Path(entry["file"]).name for entry in rejected if entry["reason"] == "image cannot be read"}
     assert broken == {"3.png", "4.png"}
-    assert [entry["study_id"] for entry in rejected if entry["reason"] == "no image"] == ["3", "4"]
+    assert [entry["study_id"] for entry in rejected] == ["3", "4"]  # each once
     for path in (tmp_path / "d").iterdir():
         path.write_bytes(b"")
     code, _, err = recipe("finetune_blip", *options, "--output_dir", "p")

@@ -207,7 +207,7 @@ def test_a_dry_run_shows_what_a_run_would_do(recipe, data, tmp_path, capsys):
     ("options", "message"),
     [
         (["--mm_use_im_start_end", "True"], "no tokens around an image"),
-        (["--data_path", "absent.json"], "absent.json: No such file"),
+        (["--data_path", "absent.json"], "absent.json: cannot be read"),
         (["--image_folder", "."], r"image\(s\) of .*chat.json are not in"),
         (["--model_max_length", "4096"], "the language model takes 2048 tokens"),
         (["--version", "v9"], "no chat template 'v9'"),

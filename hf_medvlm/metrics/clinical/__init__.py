@@ -1,0 +1,104 @@
+"""Clinical metrics behind the user's own folder of weights; nothing is fetched, and what is missing is named.
+
+`clinical_scores` computes those that were asked for, each model run once over both sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hf_medvlm.metrics.clinical.results import ClinicalResult
+
+NEEDS = {
+    "chexbert": "chexbert.pth and bert-base-uncased's vocab.txt or tokenizer.json",
+    "sembscore": "as chexbert",
+    "bertscore": "distilroberta-base as transformers saves it",
+    "bertscore_idf": "as bertscore",
+    "radgraph": "the package radgraph, radgraph/ or radgraph-xl/ unpacked, and the BERT that its config names",
+    "radcliq": "what chexbert, bertscore and radgraph need",
+    "ratescore": "the package RaTEScore, RaTE-NER-Deberta/ and BioLORD-2023-C/",
+    "temporal_f1": "nothing",
+    "bleu2_rexrank": "nothing",
+}
+"""Name of a clinical metric -> what has to lie in the weights folder."""
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse a name that is no clinical metric.
+
+    Raises:
+        ValueError: with those there are.
+    """
+    unknown = [name for name in names if name not in NEEDS]
+    if unknown:
+        raise ValueError(f"there is no clinical metric {', '.join(map(repr, unknown))}; there are {', '.join(NEEDS)}")
+
+
+def clinical_scores(
+    names: Sequence[str],
+    predictions: Sequence[str],
+    references: Sequence[str],
+    weights: str | Path | None = None,
+    device: str | None = None,
+) -> tuple[ClinicalResult, dict[str, str]]:
+    """The scores of all metrics of `names`, and the reason of each that could not be computed.
+
+    Args:
+        names: of `NEEDS`. weights: the folder in which their weights lie. device: a GPU where there is one by default.
+
+    Returns:
+        (scores, {metric: what is missing}); a metric without its weights has no score, never 0.
+
+    Raises:
+        ValueError: an unknown name, weights that are there but cannot be read, texts that are not in pairs.
+    """
+    from hf_medvlm.metrics.clinical import bertscore, chexbert, radcliq, radgraph, ratescore, wordlists
+    from hf_medvlm.metrics.clinical.weights import MissingWeights
+
+    check_names(names)
+    result, missing = ClinicalResult(), {}
+    wanted = set(names)
+    bert = ["bertscore"] * ("bertscore" in wanted) + ["bertscore_idf"] * bool(wanted & {"bertscore_idf", "radcliq"})
+    parts = {
+        "chexbert": lambda: chexbert.score(predictions, references, weights, device),
+        "bertscore": lambda: bertscore.score(predictions, references, weights, device, bert),
+        "radgraph": lambda: radgraph.score(predictions, references, weights, device),
+        "ratescore": lambda: ratescore.score(predictions, references, weights, device),
+        "words": lambda: wordlists.score(predictions, references, names),
+    }
+    users = {
+        "chexbert": {"chexbert", "sembscore", "radcliq"},
+        "bertscore": {"bertscore", "bertscore_idf", "radcliq"},
+        "radgraph": {"radgraph", "radcliq"},
+        "ratescore": {"ratescore"},
+        "words": {"temporal_f1", "bleu2_rexrank"},
+    }
+    for part, compute in parts.items():
+        if not wanted & users[part]:
+            continue
+        try:
+            found = compute()
+        except MissingWeights as error:
+            missing |= {name: str(error) for name in names if name in users[part]}
+            continue
+        for kept in ("values", "per_study", "facts"):
+            getattr(result, kept).update(getattr(found, kept))
+    if "radcliq" in wanted and "radcliq" not in missing:
+        radcliq.combine(result, predictions, references)
+    return _only(result, wanted), missing
+
+
+def _only(result: ClinicalResult, wanted: set[str]) -> ClinicalResult:
+    """Without what was computed for RadCliQ alone."""
+    if "radcliq" not in wanted:
+        if "chexbert" not in wanted:
+            result = _without(result, lambda name: name.startswith("chexbert_"))
+        elif "sembscore" not in wanted:
+            result = _without(result, lambda name: name == "sembscore")
+    return result
+
+
+def _without(result: ClinicalResult, drop) -> ClinicalResult:  # type: ignore[no-untyped-def]
+    parts = (result.values, result.per_study, result.facts)
+    return ClinicalResult(*({name: value for name, value in part.items() if not drop(name)} for part in parts))
