@@ -33,11 +33,12 @@ import numpy as np
 
 from hf_medvlm.data.sources.mimic_reports import index_reports, read_reports
 from hf_medvlm.labels import CHEXPERT_14
-from hf_medvlm.language.sections import label_text
 from hf_medvlm.metrics.findings_text import precision_recall_f1
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 3  # each commit reads everything this often; the fastest counts
+LABELLED_SECTIONS = ("impression", "findings", "last_paragraph", "comparison")
+"""MIMIC-CXR's labellers read the first of these that a report has (MIT-LCP/mimic-cxr, `create_section_files.py`)."""
 TEXT_COLUMNS = ("report", "text", "Report Impression", "Reports")
 State = int | None
 
@@ -166,7 +167,8 @@ def read_labelled(labels: str | Path, reports: str | Path | None) -> list[Case]:
         index = index_reports(Path(reports))
         asked = [row["study_id"].removeprefix("s") for row in rows if row.get("study_id")]
         for report in read_reports(Path(reports), index, [study for study in asked if study in index]):
-            texts[report.study_id] = label_text(report._asdict())
+            sections = [getattr(report, name) for name in LABELLED_SECTIONS]
+            texts[report.study_id] = next(filter(None, sections), "")
     elif column is None:
         raise ValueError(f"{labels} has no column {' or '.join(TEXT_COLUMNS)}; name its --reports")
     cases = []

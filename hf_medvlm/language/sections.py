@@ -48,7 +48,6 @@ _VIEWS = (
     *("two views", "frontal view", "pa view", "ap view", "one view", "lateral view", "bone window"),
     *("frontal upright", "frontal semi-upright", "ribs", "pa and lat"),
 )
-"""Where MIMIC-CXR's labellers read: the first of these that a report has."""
 
 
 class Section(NamedTuple):
