@@ -12,6 +12,7 @@ import runpy
 import sys
 from pathlib import Path
 
+from hf_medvlm.families import recipes
 from hf_medvlm.figures import draw_all
 from hf_medvlm.figures.report import write_report
 from hf_medvlm.models.convert.checkpoint import describe_checkpoint, read_state_dict
@@ -21,18 +22,6 @@ from hf_medvlm.training.folders import choose_output_dir
 from hf_medvlm.training.run import run
 
 DUAL = "train_dual_encoder"
-RECIPES = {
-    "blip": "finetune_blip",
-    "git": "finetune_git",
-    "dual_encoder": DUAL,
-    "patch_ib": "train_patch_ib",
-    "medklip": "train_medklip",
-    "biovil_t": "finetune_biovil_t",
-    "llava": "llava_mimic",
-    "clip": DUAL,
-    "siglip": DUAL,
-    "siglip2": DUAL,
-}
 
 
 def option_of(argv: list[str], name: str) -> str | None:
@@ -56,9 +45,10 @@ def recipe_of(path: str) -> str:
             raise ValueError(f"{files[0]}: this is {describe_checkpoint(keys)}; no recipe evaluates it")
         return found[0]
     model_type = (model_type_of(path) or "").removeprefix(OLD_PREFIX)
-    if model_type not in RECIPES:
-        raise ValueError(f"no recipe evaluates a {model_type!r} model; there are {', '.join(RECIPES)}")
-    return RECIPES[model_type]
+    known = recipes()
+    if model_type not in known:
+        raise ValueError(f"no recipe evaluates a {model_type!r} model; there are {', '.join(known)}")
+    return known[model_type]
 
 
 def main(argv: list[str] | None = None) -> object:
