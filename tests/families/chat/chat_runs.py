@@ -1,6 +1,6 @@
 """Runs of recipes/llava_mimic.py in one go, so that a launcher starts its processes once for all of them.
 
-    deepspeed --num_accelerators 2 tests/chat_runs.py RUNS.json
+    deepspeed --num_accelerators 2 tests/families/chat/chat_runs.py RUNS.json
 
 RUNS.json is a list of command lines.
 """

@@ -123,7 +123,9 @@ def alone(data, recipe, tmp_path_factory) -> Path:
 def test_every_launcher_gives_the_same_losses(mode, data, root, alone, tmp_path):
     more = [] if mode == "ddp" else ["--deepspeed", str(root / "ds_configs" / f"{mode}.json")]
     (tmp_path / "runs.json").write_text(json.dumps(variants(data, tmp_path, 4, *more)))
-    finished(deepspeed(str(root / "tests" / "chat_runs.py"), str(tmp_path / "runs.json"), cwd=tmp_path))
+    finished(
+        deepspeed(str(root / "tests" / "families" / "chat" / "chat_runs.py"), str(tmp_path / "runs.json"), cwd=tmp_path)
+    )
     for name in ("full", "lora"):
         wanted = losses(alone / name)
         assert len(wanted) == 4 and losses(tmp_path / name) == pytest.approx(wanted, rel=1e-3)
