@@ -17,9 +17,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
-from transformers import AutoModel
+from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
-from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
 
 # LLaVA's own command line, as the study that this recipe follows gives it; the paths and the model come on top.
@@ -135,7 +134,7 @@ def test_every_launcher_gives_the_same_losses(mode, data, root, alone, tmp_path)
         scores = [json.loads((folder / name / "test_results.json").read_text()) for folder in (tmp_path, alone)]
         assert scores[0]["n"] == scores[1]["n"] == 3
         assert scores[0]["metrics"]["loss"] == pytest.approx(scores[1]["metrics"]["loss"], rel=1e-3)
-        assert type(AutoModel.from_pretrained(tmp_path / name)) is LlavaReporter
+        assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / name)) is LlavaForConditionalGeneration
 
 
 @pytest.mark.slow
@@ -185,7 +184,7 @@ def test_llavas_command_line_word_for_word_killed_and_resumed(data, root, tmp_pa
     assert not (tmp_path / "cut" / "run.json").exists()
     finished(deepspeed(*words, "--output_dir", "cut", "--resume_from_checkpoint", cwd=tmp_path))
     assert losses(tmp_path / "cut") == pytest.approx(wanted, rel=1e-3)
-    assert type(AutoModel.from_pretrained(tmp_path / "cut")) is LlavaReporter
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "cut")) is LlavaForConditionalGeneration
 
 
 @pytest.mark.slow
@@ -253,7 +252,7 @@ def test_qlora_under_zero2_writes_a_plain_model(data, root, tmp_path):
     written = load_file(tmp_path / "out" / "model.safetensors")
     assert set(written) == set(load_file(tmp_path / "model" / "model.safetensors"))
     assert all(value.is_floating_point() and value.isfinite().all() for value in written.values())
-    assert type(AutoModel.from_pretrained(tmp_path / "out")) is LlavaReporter
+    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "out")) is LlavaForConditionalGeneration
 
 
 def test_qlora_under_zero3_is_refused(data, recipe, tmp_path, monkeypatch):
