@@ -42,6 +42,8 @@ SECTIONS = {
         "hf_medvlm.language.sections",
         "hf_medvlm.language.label_report",
         "hf_medvlm.language.extract_triplets",
+        "hf_medvlm.language.describe_findings",
+        "hf_medvlm.language.Description",
     ],
     "Metrics and evaluation": ["hf_medvlm.metrics.load", "hf_medvlm.evaluation.base.Evaluation"],
     "Losses": [

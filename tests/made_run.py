@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from hf_medvlm.language.findings import label_report
+from hf_medvlm.metrics.audit import audit
 
 SENTENCES = {
     "Pleural Effusion": ("There is a small left pleural effusion.", "No pleural effusion."),
@@ -100,6 +101,7 @@ def results(predictions: list[dict[str, Any]]) -> dict[str, Any]:
                 for i, name in enumerate(SENTENCES)
             }
             | {"Fracture": {"f1": math.nan, "auc": math.nan, "ap": math.nan, "n": 0}},
+            "audit": audit(*([one[side] for one in predictions] for side in ("prediction", "reference"))).per_finding,
         },
     }
 
@@ -121,6 +123,7 @@ def _study(rng: np.random.Generator, number: int, studies: int, pixels: int, map
         "scores": {"bleu4": float(rng.random()), "rougeL": float(rng.random())},
         "findings_reference": label_report(reference),
         "findings_prediction": label_report(prediction),
+        "audit": [error.to_dict() for error in audit([prediction], [reference], resamples=0).errors[0]],
         "boxes": [{"image": 0, "phrase": "left effusion", "xywh": [x, y, pixels * 0.3, pixels * 0.25]}],
         "maps": {name: np.exp(-(grid**2) * (i + 1)).tolist() for i, name in enumerate(("Edema", "Cardiomegaly"))}
         if maps

@@ -21,6 +21,7 @@ from hf_medvlm.data.study import Study, StudyImage
 
 IMAGE = "<image>"
 HUMAN, ASSISTANT = "human", "gpt"
+PREVIOUS = "previous "  # before the view of an earlier image, in a question that names its images
 TURNS = "conversations"
 PROMPTS = (
     "Describe the findings in this chest X-ray and write a report.",
@@ -95,7 +96,7 @@ def with_question(study: Study, options: ChatOptions, prior: Study | None = None
 def _asked(study: Study, options: ChatOptions, prior: Study | None, answer: str) -> Study:
     named = [(image, image.view or "frontal") for image in _chosen_images(study, options.views)]
     if options.prior and prior is not None and prior.frontal is not None:
-        named.append((prior.frontal, "previous " + (prior.frontal.view or "frontal")))
+        named.append((prior.frontal, PREVIOUS + (prior.frontal.view or "frontal")))
     question = options.prompts[zlib.crc32(study.study_id.encode()) % len(options.prompts)]
     if len(named) > 1:
         question += f" The images are, in this order: {', '.join(name for _, name in named)}."

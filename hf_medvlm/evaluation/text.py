@@ -18,6 +18,7 @@ from hf_medvlm.evaluation.base import Evaluation, Scores
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.language.findings import label_report
 from hf_medvlm.metrics import facts
+from hf_medvlm.metrics.audit import audit
 from hf_medvlm.metrics.clinical import clinical_scores
 from hf_medvlm.metrics.findings_text import findings_f1
 from hf_medvlm.metrics.intervals import bootstrap_interval, ratio_of_sums
@@ -140,6 +141,10 @@ class TextEvaluation(Evaluation):
             scores.add({name: value}, facts.TEXT, measured.protocol[name], unit=unit)
         scores.add(findings.metrics, facts.TEXT_FINDINGS, findings.protocol)
         scores.intervals["findings_f1_micro"] = bootstrap_interval(findings.sums, patients, ratio_of_sums)
+        saw_prior = [self.saw_prior(study) for study in studies]
+        audited = audit(texts, references, patients, saw_prior)
+        scores.add(audited.metrics, facts.AUDIT, audited.protocol, better=facts.LOWER)
+        scores.intervals |= audited.intervals
         distinct = {"distinct_predictions": len(set(texts)) / len(texts)}
         scores.add(distinct, facts.TEXT, "different generated reports, as a share of all", better=facts.NEITHER)
         per_study = measured.per_study | {"findings_f1": findings.per_study}
@@ -148,8 +153,9 @@ class TextEvaluation(Evaluation):
         baselines = text_baselines(texts, references, self.train_reports)
         for system, said in baseline_texts(texts, self.train_reports).items():
             baselines[system] |= findings_f1(said, references).metrics
+            baselines[system] |= audit(said, references, saw_prior=saw_prior, resamples=0).metrics
         scores.baselines = baselines
-        scores.figures = {"per_finding": findings.per_finding}
+        scores.figures = {"per_finding": findings.per_finding, "audit": audited.per_finding}
         per_study |= self._score_clinical(scores, texts, references, patients)
         scores.predictions = [
             {
@@ -162,6 +168,7 @@ class TextEvaluation(Evaluation):
                 "scores": {name: values[number] for name, values in per_study.items()},
                 "findings_reference": label_report(reference),
                 "findings_prediction": label_report(text),
+                "audit": [error.to_dict() for error in audited.errors[number]],
                 "boxes": [
                     {"image": b.image, "phrase": b.phrase, "xywh": list(b.xywh), "finding": b.finding}
                     for b in study.boxes
@@ -170,6 +177,10 @@ class TextEvaluation(Evaluation):
             for number, (study, reference, text) in enumerate(zip(studies, references, texts, strict=True))
         ]
         return scores
+
+    def saw_prior(self, study: Study) -> bool:
+        """Whether an earlier study of the patient was shown when the report on this one was written."""
+        return False
 
     def _score_clinical(
         self, scores: Scores, texts: list[str], references: list[str], patients: list[str]

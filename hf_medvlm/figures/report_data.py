@@ -32,6 +32,7 @@ MAP_SIDE = 32
 MOST_POINTS = 400  # of a curve: more cannot be seen on a screen
 RUN_KEYS = """model_class dataset sources licences split_sizes patients rejected parameters trainable_parameters steps
     epochs seconds seed device processes command hf_medvlm python versions data_hash""".split()
+EXAMPLES = 3  # of each kind of error
 HIGHLIGHTS = 3  # best, worst and typical studies each
 
 
@@ -118,8 +119,30 @@ def _head(run: Run) -> dict[str, Any]:
             ),
         ],
         "per_finding": per_finding,
+        "audit": _audit(run),
         "roc": {name: _thin({"": (c["fpr"], c["tpr"])})[0] | {"auc": c["auc"]} for name, c in roc_curves(run).items()},
         "confusion": [{"title": title} | found for title, found in confusion_matrices(run).items()],
+    }
+
+
+def _audit(run: Run) -> dict[str, Any]:
+    """What reports get wrong: a row a finding with [rate, errors, of, low, high] of each kind, and examples of each."""
+    table = run.figures.get("audit") or {}
+    kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
+    cells = ("rate", "errors", "of", "low", "high")
+    examples: dict[str, list[dict[str, Any]]] = {}
+    for prediction in run.predictions:
+        for error in prediction.get("audit") or []:
+            listed = examples.setdefault(str(error.get("kind")), [])
+            if len(listed) < EXAMPLES:
+                listed.append({"study": str(prediction.get("study_id", ""))} | dict(error))
+    return {
+        "kinds": kinds,
+        "rows": [
+            {"name": name} | {kind: [_finite(row[kind]).get(cell) for cell in cells] for kind in row}
+            for name, row in table.items()
+        ],
+        "examples": examples,
     }
 
 

@@ -43,6 +43,8 @@ _EXCLUDE = r"(?:exclude|rule out|discount|discard)"
 
 Cue = tuple[str, str | None, str]
 
+_SLIGHTLY = r"(?:slightly|mildly|moderately|minimally|markedly|severely|significantly|substantially|somewhat|much)"
+
 # Tried before the words for findings and places.
 EARLY_CUES: tuple[Cue, ...] = (
     # What holds a denial, and says that the finding is there.
@@ -216,16 +218,18 @@ LATE_CUES: tuple[Cue, ...] = (
     (
         "change",
         WORSE,
-        r"increas\w+|enlarging|larger|bigger|worse|worsen\w*|progress(?:ed|ion|ing|ive(?:ly)?)|growing|"
-        r"grown|deteriorat\w+|exacerbat\w+|more (?:extensive|prominent|conspicuous|pronounced|confluent|"
-        r"dense)",
+        rf"(?:{_SLIGHTLY} )?(?:increas\w+|enlarging|larger|bigger|worse|worsen\w*|progress(?:ed|ion|"
+        r"ing|ive(?:ly)?)|growing|"
+        r"grown|deteriorat\w+|exacerbat\w+|greater than (?:before|previously)|"
+        r"more (?:extensive|prominent|conspicuous|pronounced|confluent|dense))",
     ),
     (
         "change",
         IMPROVED,
-        r"decreas\w+|smaller|improv\w+|reduc(?:ed|tion|ing)|diminish\w+|regress\w+|resolving|shrunk\w*|"
+        rf"(?:{_SLIGHTLY} )?(?:decreas\w+|smaller|improv\w+|reduc(?:ed|tion|ing)|diminish\w+|"
+        r"regress\w+|resolving|shrunk\w*|"
         r"shrinking|less (?:extensive|prominent|conspicuous|pronounced|confluent|dense)|better(?! (?:seen|"
-        r"vis|eval|appre|char|delin|demon|defin|assess)\w*)",
+        r"vis|eval|appre|char|delin|demon|defin|assess)\w*))",
     ),
     (
         "change",

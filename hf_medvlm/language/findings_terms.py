@@ -74,10 +74,10 @@ PLACES: tuple[tuple[str, str], ...] = (
     (r"middle lobes?", "middle lobe"),
     (r"lingula\w*", "lingula"),
     (r"upper lobes?", "upper lobe"),
-    (r"lower (?:lungs?|(?:lung )?zones?|hemithorax)|(?:bi)?bas(?:ilar|al)|(?:lung )?bas(?:e|es|is)", "base"),
+    (r"lower (?:lungs?|(?:lung )?zones?|hemithorax)|bas(?:ilar|al)|(?:lung )?bas(?:e|es|is)", "base"),
     (r"mid[- ]?(?:dle)? ?(?:lungs?|(?:lung )?zones?|hemithorax)|peri-?hilar", "mid lung"),
     (r"upper (?:lungs?|(?:lung )?zones?|hemithorax)", "upper lung"),
-    (r"(?:bi)?apical|apex|apices", "apex"),
+    (r"apical|apex|apices", "apex"),
     (r"hil(?:ar|um|a)", "hilar"),
     (r"(?:lung )?volumes?", "lung volumes"),
     (r"pleura\w*(?: spaces?)?|fissur\w+", "pleural"),
@@ -95,14 +95,18 @@ PLACES: tuple[tuple[str, str], ...] = (
     ),
 )
 
-# Short words for a lobe or zone with its side.
-SIDED_PLACES: tuple[tuple[str, str, str], ...] = tuple(
-    (rf"{letter}{short}", side, organ)
-    for letter, side in (("r", "right"), ("l", "left"))
-    for short, organ in (
-        *(("ul", "upper lobe"), ("ml", "middle lobe"), ("ll", "lower lobe")),
-        *(("uz", "upper lung"), ("mz", "mid lung"), ("lz", "base"), ("hd", "diaphragm")),
-    )
+# Words for a lobe or zone with its side.
+SIDED_PLACES: tuple[tuple[str, str, str], ...] = (
+    (r"bi-?bas(?:ilar|al)", "both", "base"),
+    (r"bi-?apical", "both", "apex"),
+    *(
+        (rf"{letter}{short}", side, organ)
+        for letter, side in (("r", "right"), ("l", "left"))
+        for short, organ in (
+            *(("ul", "upper lobe"), ("ml", "middle lobe"), ("ll", "lower lobe")),
+            *(("uz", "upper lung"), ("mz", "mid lung"), ("lz", "base"), ("hd", "diaphragm")),
+        )
+    ),
 )
 
 SIDES: tuple[tuple[str, str], ...] = (

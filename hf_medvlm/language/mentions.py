@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from hf_medvlm.language.cues import EARLY_CUES, LATE_CUES, SIGNS
+from hf_medvlm.language.cues import EARLY_CUES, LATE_CUES, RESOLVED, SIGNS
 from hf_medvlm.language.findings_terms import (
     DEVICE_ENTITIES,
     IGNORED,
@@ -27,6 +27,7 @@ from hf_medvlm.language.findings_terms import (
     Term,
 )
 from hf_medvlm.language.negation import ABSENT, DEVICE, JOINS, NORMAL, PRESENT, UNCERTAIN, ZONE, Event, sentence_states
+from hf_medvlm.language.qualifiers import KINDS, Qualifiers, give, is_resolved, qualifiers
 from hf_medvlm.language.sections import readable_text, sentences
 
 _DASHES = dict.fromkeys(range(0x2010, 0x2014), "-") | {0x2014: " - ", 0x2015: " - ", 0x2019: "'", 0x00A0: " "}
@@ -127,9 +128,9 @@ class Mention(NamedTuple):
     state: str
     organs: tuple[str, ...]
     sides: frozenset[str]
-    degree: str | None = None
-    change: str | None = None
-    positions: tuple[str, ...] = ()
+    degree: str | None
+    change: str | None
+    positions: tuple[str, ...]  # MedKLIP's
 
 
 _MEANINGS: dict[str, tuple[Event, ...]] = {}
@@ -254,6 +255,7 @@ def read_mentions(sentence: str) -> tuple[Mention, ...]:
     """The mentions of one sentence, in order; kept, since reports repeat themselves."""
     mentions = []
     parts = sentence_states(events(plain(sentence)))
+    said = _qualified([clause for clause, _ in parts])
     for number, (clause, states) in enumerate(parts):
         for index, bound in bind(clause):
             term, state = clause[index].value, states[index]
@@ -271,8 +273,25 @@ def read_mentions(sentence: str) -> tuple[Mention, ...]:
                 state = UNCERTAIN  # "borderline enlarged"
             organs = organs_of(term, bound)
             sides = frozenset(event.value for event in bound if event.kind == "side")
-            mentions.append(Mention(term, state, tuple(organs), sides, positions=tuple(positions(organs, bound))))
+            degree, change = said[number][index].get("degree"), said[number][index].get("change")
+            if state == ABSENT:  # "no large effusion" has no size, "no new effusion" no change
+                gone = is_resolved(clause, index) or (number + 1 < len(parts) and is_resolved(parts[number + 1][0], -1))
+                degree, change = None, RESOLVED if gone else None
+            where = tuple(positions(organs, bound))
+            mentions.append(Mention(term, state, tuple(organs), sides, degree, change, where))
     return tuple(mentions)
+
+
+def _qualified(parts: Sequence[Sequence[Event]]) -> list[Qualifiers]:
+    """The qualifiers of each clause; one without a finding speaks of the clause before it ("which is unchanged")."""
+    said: list[Qualifiers] = []
+    for clause in parts:
+        said.append(qualifiers(clause))
+        if len(said) > 1 and not said[-1]:
+            for event in clause:
+                if event.kind in KINDS and event.value:
+                    give(said[-2], event)
+    return said
 
 
 # A sentence that only answers the question before it: a word, or a description without a finding of its own.

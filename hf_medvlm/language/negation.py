@@ -49,7 +49,7 @@ def clauses(events: Sequence[Event]) -> list[list[Event]]:
     cut: list[list[Event]] = [[]]
     for index, event in enumerate(events):
         if event.kind == "dash":
-            begins = not _is_answer(_part(events, index + 1))
+            begins = not _is_answer(part_after(events, index + 1))
         else:
             begins = event.kind == "stop" or (event.kind in ("comma", "and") and _begins(cut[-1], events, index))
         if begins:
@@ -58,7 +58,7 @@ def clauses(events: Sequence[Event]) -> list[list[Event]]:
     return cut
 
 
-def _part(events: Sequence[Event], start: int) -> Sequence[Event]:
+def part_after(events: Sequence[Event], start: int) -> Sequence[Event]:
     """One item of a list: the events from `start` to the next conjunction, comma, dash or stop."""
     end = start
     while end < len(events) and events[end].kind not in _ENDS:
@@ -93,7 +93,7 @@ def _begins(clause: Sequence[Event], events: Sequence[Event], index: int) -> boo
     verb = _has(clause, "verb")
     if not (verb or _has(clause, "term")):
         return False
-    part = _part(events, index + 1)
+    part = part_after(events, index + 1)
     subject = [event.kind for event in _before(part, "verb") if event.kind in ("term", "place", "side")]
     comma = events[index].kind == "comma"
     if subject and _has(part, "verb"):
@@ -214,7 +214,7 @@ def _is_said_of_before(clause: Sequence[Event], index: int) -> bool:
         described = clause[index].value == "query" and _has(after[:2], "degree", "change", "known", "side")
         return not (described and not _has(after, "term"))  # "Effusion? Small."
     if _looks_back(
-        [*_part_before(clause, index), clause[index], *_part(clause, index + 1)], len(_part_before(clause, index))
+        [*_part_before(clause, index), clause[index], *part_after(clause, index + 1)], len(_part_before(clause, index))
     ):
         return True
     return not _names(after)
@@ -237,7 +237,7 @@ def _asserted(clause: Sequence[Event], index: int) -> bool:
     effusion"), unless the list goes on with "or" ("no pneumothorax, large effusion or edema"); "large", "new" and a
     mere side, which are often denied, do so in the last item only.
     """
-    part = _part(clause, index + 1)
+    part = part_after(clause, index + 1)
     named = next((place for place, event in enumerate(part) if event.kind == "term"), None)
     if clause[index].kind == "or" or named is None:
         return False

@@ -17,6 +17,7 @@ MODULES = {
     "retrieval": "retrieval",
     "findings": "findings",
     "grounding": "grounding",
+    "audit": "audit",
     "chexbert": "clinical.chexbert",
     "sembscore": "clinical.chexbert",
     "bertscore": "clinical.bertscore",

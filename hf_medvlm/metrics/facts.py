@@ -12,6 +12,7 @@ HIGHER, LOWER, NEITHER = "higher", "lower", "neither"
 FRACTION = "fraction"  # the value lies in [0, 1]
 TEXT, TEXT_FINDINGS, RETRIEVAL, FINDINGS = "Text", "Findings in the text", "Retrieval", "Findings"
 GROUNDING, CHANGE, SENTENCES, QUESTIONS = "Grounding", "Change over time", "Sentences", "Questions"
+AUDIT = "Audit of the findings"
 TRAINING, COST = "Training", "Speed and memory"
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from hf_medvlm.labels import CHEXPERT_14
 from hf_medvlm.language.findings import label_report
+from hf_medvlm.language.tongues import not_english
 
 PROTOCOL = (
     "both texts labelled by hf_medvlm.language.findings (rules); the 14 CheXpert findings, No Finding and Support "
@@ -47,6 +48,8 @@ def findings_f1(predictions: Sequence[str], references: Sequence[str]) -> Findin
     """
     if len(predictions) != len(references):
         raise ValueError(f"findings_f1 needs one reference a prediction, got {len(predictions)} and {len(references)}")
+    language = not_english(references)
+    language = f"; {language}" if language else ""
     said, true = _positives(predictions), _positives(references)
     table = {
         name: dict(zip(("precision", "recall", "f1"), map(float, precision_recall_f1(p, t)), strict=True))
@@ -63,8 +66,8 @@ def findings_f1(predictions: Sequence[str], references: Sequence[str]) -> Findin
         per_study=[float(precision_recall_f1(p, t)[2]) for p, t in zip(said, true, strict=True)],
         sums=np.stack([(said & true).sum(1), (said.sum(1) + true.sum(1)) / 2], axis=1),
         protocol={
-            "findings_f1_micro": f"{PROTOCOL}; all findings of all studies pooled",
-            "findings_f1_macro": f"{PROTOCOL}; mean over the findings that occur on either side",
+            "findings_f1_micro": f"{PROTOCOL}; all findings of all studies pooled{language}",
+            "findings_f1_macro": f"{PROTOCOL}; mean over the findings that occur on either side{language}",
         },
     )
 

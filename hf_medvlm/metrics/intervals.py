@@ -90,6 +90,38 @@ def bootstrap_interval(
     return _interval(np.concatenate(found), level)
 
 
+def bootstrap_ratios(
+    sums: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> list[tuple[float, float]]:
+    """The percentile intervals of K ratios of sums at once, on the same resamples as `bootstrap_interval`'s.
+
+    Args:
+        sums: (N, K, 2), what each study adds to the numerator and the denominator of each ratio.
+        groups: the patient of each study; None makes each study its own.
+
+    Returns:
+        K times (low, high); (NaN, NaN) with fewer than two patients.
+    """
+    rows, ratios = sums.shape[:2]
+    numbers, count = _group_numbers(groups, rows)
+    if count < 2:
+        return [(float("nan"), float("nan"))] * ratios
+    of_groups = np.zeros((count, ratios * 2))
+    np.add.at(of_groups, numbers, sums.reshape(rows, -1).astype(float))
+    rng, drawn = np.random.default_rng(seed), []
+    for start in range(0, resamples, _BLOCK):
+        draws = rng.integers(count, size=(min(_BLOCK, resamples - start), count))
+        times = np.stack([np.bincount(draw, minlength=count) for draw in draws])  # (block, patients)
+        drawn.append((times @ of_groups).reshape(-1, 2))
+    values = ratio_of_sums(np.concatenate(drawn)).reshape(-1, ratios)
+    return [_interval(column, level) for column in values.T]
+
+
 def resampled_rows(
     rows: int, groups: Sequence[Hashable] | None = None, *, resamples: int = 1000, seed: int = 0
 ) -> Iterator[np.ndarray]:

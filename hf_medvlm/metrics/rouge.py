@@ -6,6 +6,8 @@ vectors (Hyyro 2004, "Bit-parallel LCS-length computation revisited"), from whic
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
@@ -17,11 +19,18 @@ from hf_medvlm.metrics.tokens import CACHE, split_sentences
 ROUGE_NAMES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 BETA = 1.2  # weight of recall in COCO's ROUGE-L
 Tokens = tuple[str, ...]
+_OTHER_WORDS = re.compile(r"[^\W_]+")
 
 
 @lru_cache(maxsize=CACHE)
 def tokens_rouge(text: str) -> Tokens:
-    """rouge-score's default tokens: lower case, runs of a-z and 0-9, no stemming."""
+    """rouge-score's default tokens: lower case, runs of a-z and 0-9, no stemming.
+
+    In texts with other letters the runs are of letters and digits of any script, where rouge-score would cut a word at
+    each accent.
+    """
+    if not text.isascii():
+        return tuple(_OTHER_WORDS.findall(unicodedata.normalize("NFC", text).lower()))
     return tuple(tokenize(text, None))
 
 

@@ -102,7 +102,7 @@ def _rouge(predictions: Texts, references: References, cleaning: str | None) -> 
     pairs = list(zip(predictions, references, strict=True))
     best = [np.max([rouge(p, r) for r in refs], axis=0) for p, refs in pairs]
     columns = np.array(best).reshape(-1, len(ROUGE_NAMES)).T
-    how = f"{_CLEANED[cleaning]}; rouge-score tokens, no stemming, F-measure, best reference, mean over studies"
+    how = f"{_CLEANED[cleaning]}; rouge-score tokens (accents kept), no stemming, F-measure, best reference, mean"
     found = {name: _mean(column, how) for name, column in zip(ROUGE_NAMES, columns, strict=True)}
     found["rougeLsum"] = _mean(columns[-1], f"{how}; sentences split after . ! ? and at line ends")
     if cleaning is not None:

@@ -44,6 +44,7 @@ def model_card(output_dir: str | Path, repo_id: str | None = None) -> str:
         "## How to load it\n\n" + _loading(folder, name),
         "## Data\n\n" + _data(info),
         f"## Scores on the {split} split\n\n" + _scores(results),
+        _audit(results),
         "## Training\n\n" + _training(info),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -147,6 +148,24 @@ def _scores(results: dict[str, Any]) -> str:
             rules.setdefault(rule, []).append(f"`{name}`")
     how = [f"- {', '.join(names)}: {_cell(rule)}" for rule, names in rules.items()]
     return "\n\n".join([f"{count}{trivial}", "\n".join(lines), "How they were measured:", "\n".join(how)])
+
+
+def _audit(results: dict[str, Any]) -> str:
+    """What the reports get wrong, by finding; "" where no reports were written."""
+    table = (results.get("figures") or {}).get("audit") or {}
+    kinds = list(dict.fromkeys(kind for row in table.values() for kind in row))
+    if not kinds:
+        return ""
+    lines = ["| finding | " + " | ".join(map(_words, kinds)) + " |", "|---" * (len(kinds) + 1) + "|"]
+    for finding, row in table.items():
+        cells = [finding]
+        for kind in kinds:
+            one = row.get(kind)
+            span = f" [{_number(one['low'])} to {_number(one['high'])}]" if one and one.get("low") is not None else ""
+            cells.append(f"{_number(one['rate'])}{span}, {one['errors']} of {one['of']}" if one else "")
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    about = "Share of errors, 95 % interval by patient, and counts; what each kind counts stands above."
+    return "## Errors in the reports, by finding\n\n" + about + "\n\n" + "\n".join(lines)
 
 
 def _training(info: dict[str, Any]) -> str:

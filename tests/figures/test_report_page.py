@@ -70,6 +70,17 @@ def test_every_section_is_drawn(driver, page):
     assert texts(driver, ".study .badge") == ["best"] * 3 + ["worst"] * 3 + ["typical"] * 3
 
 
+def test_the_errors_of_the_reports_stand_by_finding(driver, page):
+    visit(driver, page)
+    results = json.loads((page.parent / "test_results.json").read_text())
+    driver.find_element("css selector", "#audit-box summary").click()
+    row = driver.find_element("xpath", "//div[@id='audit']//tr[td='Edema']").text
+    omitted = results["figures"]["audit"]["Edema"]["omitted"]
+    assert f"{omitted['rate']:.3f}" in row and f"{omitted['errors']} of {omitted['of']}" in row
+    examples = texts(driver, "#audit-examples li")
+    assert any(line.startswith("omitted (s0") and "present" in line for line in examples)
+
+
 def test_nothing_is_fetched_from_anywhere(driver, page):
     visit(driver, page)
     fetched = driver.execute_script("return performance.getEntriesByType('resource').map((entry) => entry.name)")

@@ -50,3 +50,9 @@ def test_coco_rouge_l_takes_the_best_precision_and_the_best_recall():
     found = coco_rouge_l("a b c".split(), ["a b d e".split(), "a b".split()])
     assert found == pytest.approx((1 + 1.44) * (2 / 3) * 1 / (1 + 1.44 * 2 / 3))
     assert coco_rouge_l([], [["a"]]) == coco_rouge_l(["a"], [[]]) == coco_rouge_l(["a"], [["b"]]) == 0
+
+
+def test_words_with_accents_stay_whole():
+    assert rouge("neumotórax izquierdo", "neumotórax derecho")[0] == 0.5  # rouge-score sees neumot, rax
+    assert rouge("e\u0301panchement", "\u00e9panchement")[0] == 1  # one letter, written in two ways
+    assert rouge("心影不大", "心影不大")[0] == 1

@@ -40,6 +40,8 @@ scores = load("findings").compute(predictions=[[0.1], [0.9]], references=[[0.0],
 assert scores["mean_auc"] == 1 and scores["mean_n"] == 1
 heat, mask = np.eye(4).tolist(), (np.eye(4) > 0).tolist()
 assert load("grounding").compute(predictions=[heat], references=[mask])["pointing_game"] == 1
+texts = ["Small left effusion.", "Heart size is normal."]
+assert load("audit").compute(predictions=texts, references=texts)["audit_omitted"] == 0
 """
 
 

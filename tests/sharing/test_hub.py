@@ -42,6 +42,12 @@ RESULTS = {
     "intervals": {"bleu4": [0.28, 0.34]},
     "protocol": {"bleu4": "13a tokens | cased"},
     "n": 200,
+    "figures": {
+        "audit": {
+            "Edema": {"omitted": {"rate": 0.25, "errors": 1, "of": 4, "low": 0.1, "high": 0.4}},
+            "Pneumothorax": {"side_wrong": {"rate": 0.5, "errors": 1, "of": 2, "low": None, "high": None}},
+        }
+    },
 }
 
 
@@ -235,6 +241,8 @@ def test_the_card_says_what_a_reader_must_know(run_folder):
         "| data set | master.jsonl |",
     ):
         assert part in card
+    assert "| Edema | 0.250 [0.100 to 0.400], 1 of 4 |  |" in card
+    assert "| Pneumothorax |  | 0.500, 1 of 2 |" in card and "| finding | omitted | side wrong |" in card
     assert "auc/Edema" not in card and "/data/" not in card and card.startswith("---\nlibrary_name")
 
 

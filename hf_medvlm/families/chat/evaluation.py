@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hf_medvlm.data.conversations import answer_of
+from hf_medvlm.data.conversations import IMAGE, PREVIOUS, answer_of
 from hf_medvlm.data.sources.vqa_rad import CLOSED, OPEN
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Scores
@@ -19,7 +19,7 @@ PROTOCOL = "share of answers equal to the reference, lower case, without punctua
 
 def normalise_answer(text: str) -> str:
     """Lower case, letters and digits only, without articles: `"The left lung."` -> `left lung`."""
-    words = re.findall(r"[a-z0-9]+", text.lower())
+    words = re.findall(r"[^\W_]+", text.lower())
     return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
@@ -45,6 +45,10 @@ class ChatEvaluation(TextEvaluation):
     """
 
     train_studies: Sequence[Study] = ()
+
+    def saw_prior(self, study: Study) -> bool:
+        """As the question says, which names the images that it shows (`data.conversations`)."""
+        return any(IMAGE in turn["value"] and PREVIOUS in turn["value"] for turn in study.conversations)
 
     def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
         scores = super().score_reports(texts, references, studies)

@@ -100,6 +100,7 @@ function drawFindings(choose) {
   const names = [...new Set([...Object.keys(measured), ...Object.keys(counts)])];
   if (!names.length && !HEAD.confusion.length) return;
   reveal("findings", "Findings");
+  drawAudit();
   const columns = ["auc", "ap", "f1", "n"].filter((key) => HEAD.per_finding.some((row) => row[key] !== undefined));
   const errors = (name) => ["contradict", "missed", "added"].reduce((sum, how) => sum + (counts[name]?.[how] ?? 0), 0);
   names.sort((a, b) => errors(b) - errors(a) || a.localeCompare(b));
@@ -117,6 +118,29 @@ function drawFindings(choose) {
   document.getElementById("roc").append(...roc.map(([name, curve]) => rocChart(name, curve)));
   document.getElementById("confusion-box").hidden = !HEAD.confusion.length;
   document.getElementById("confusion").append(...HEAD.confusion.map(confusionTable));
+}
+
+/* Errors of the reports by finding and kind: share, interval and counts; then examples of each kind. */
+function drawAudit() {
+  const { kinds, rows, examples } = HEAD.audit;
+  if (!rows.length && !Object.keys(examples).length) return;
+  document.getElementById("audit-box").hidden = false;
+  const table = html("table", {}, html("tr", {}, html("th", {}, "Finding"), ...kinds.map((kind) => html("th", { class: "num" }, words(kind)))));
+  for (const row of rows) {
+    table.append(html("tr", {}, html("td", {}, row.name), ...kinds.map((kind) => {
+      if (!row[kind]) return html("td", { class: "num muted" }, "–");
+      const [rate, errors, of, low, high] = row[kind];
+      const interval = low === null ? "" : ` [${show(low)} – ${show(high)}]`;
+      return html("td", { class: "num", "data-label": words(kind) }, `${show(rate)}${interval}`, html("div", { class: "muted" }, `${errors} of ${of}`));
+    })));
+  }
+  document.getElementById("audit").append(table);
+  for (const [kind, listed] of Object.entries(examples)) {
+    for (const one of listed) {
+      const what = one.finding ? `${one.finding}: ${one.reference} → ${one.prediction}` : one.prediction;
+      document.getElementById("audit-examples").append(html("li", {}, html("b", {}, words(kind)), ` (${one.study}) ${what}`));
+    }
+  }
 }
 
 function finding(value, key) {
