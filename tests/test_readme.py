@@ -7,6 +7,7 @@ the files it names.
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import json
 import re
@@ -151,6 +152,20 @@ def parse_recipe(recipe: str, words: list[str], monkeypatch: pytest.MonkeyPatch)
         module.main(words)
 
 
+def parse_benchmark(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The benchmark is there, and its own parser takes the words; it is stopped before it runs."""
+    script, *options = words
+    assert (ROOT / script).is_file()
+    parse_args = argparse.ArgumentParser.parse_args
+
+    def parse(self, args=None, namespace=None):
+        raise Parsed(parse_args(self, options, namespace))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    with pytest.raises(Parsed):
+        importlib.import_module(Path(script).stem).main()
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_commands_parse(name, monkeypatch, checkout):
     words = shlex.split(COMMANDS[name])
@@ -166,6 +181,8 @@ def test_commands_parse(name, monkeypatch, checkout):
         assert all((ROOT / word).exists() for word in words[1:] if not word.startswith("-"))
     elif (ours := words_of_command(words)) is not None:
         parse_command(ours, monkeypatch)
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        parse_benchmark(words[1:], monkeypatch)
     else:
         assert words[0] in NEED_THE_INTERNET + SHELL, f"nobody checks this command: {COMMANDS[name]}"
 

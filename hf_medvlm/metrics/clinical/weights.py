@@ -70,10 +70,13 @@ def load_text_model(folder: Path) -> tuple[Any, Any]:
     """
     from transformers import AutoModel, AutoTokenizer
 
-    safe = {"local_files_only": True, "trust_remote_code": False}
     try:
-        model, info = AutoModel.from_pretrained(folder, output_loading_info=True, **safe)
-        tokenizer = AutoTokenizer.from_pretrained(folder, add_prefix_space=True, **safe)
+        model, info = AutoModel.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, trust_remote_code=False
+        )
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, add_prefix_space=True, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} cannot be loaded: {str(error).splitlines()[0][:200]}") from error
     missing = [key for key in map(str, info["missing_keys"]) if "pooler" not in key]  # no score reads the pooler
