@@ -51,10 +51,14 @@ def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The `bin` folder of a new environment that holds the wheel and borrows every other package from this one."""
     wheels, environment = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("environment") / "venv"
     pip, offline = [sys.executable, "-m", "pip"], ["--no-deps", "--no-index", "--quiet"]
-    subprocess.run([*pip, "wheel", *offline, "--no-build-isolation", "-w", str(wheels), str(source)], check=True)
+    # a PYTHONPATH that leads to the checkout would tell pip that the package is there already
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    build = [*pip, "wheel", *offline, "--no-build-isolation", "-w", str(wheels), str(source)]
+    subprocess.run(build, check=True, env=alone)
     venv.create(environment, symlinks=True)
     python = environment / "bin" / "python"
-    subprocess.run([*pip, "--python", str(python), "install", *offline, str(next(wheels.glob("*.whl")))], check=True)
+    install = [*pip, "--python", str(python), "install", *offline, str(next(wheels.glob("*.whl")))]
+    subprocess.run(install, check=True, env=alone)
     packages = next(environment.glob("lib/python*/site-packages"))
     borrowed = [path for path in sys.path if path.endswith("-packages")]
     (packages / "borrowed.pth").write_text("\n".join(borrowed))  # these come after the environment's own packages
