@@ -257,9 +257,10 @@ def read_mentions(sentence: str) -> tuple[Mention, ...]:
     parts = sentence_states(events(plain(sentence)))
     said = _qualified([clause for clause, _ in parts])
     for number, (clause, states) in enumerate(parts):
+        last_colon = max((place for place, event in enumerate(clause) if event.kind == "colon"), default=-1)
         for index, bound in bind(clause):
             term, state = clause[index].value, states[index]
-            if any(event.kind == "colon" for event in clause[index:]):
+            if index <= last_colon:
                 answer = _answered_elsewhere(parts, number, index)
                 if answer == "":
                     continue

@@ -40,7 +40,9 @@ def give(of_terms: Qualifiers, event: Event) -> None:
 def is_resolved(clause: Sequence[Event], index: int) -> bool:
     """Whether the denial of the term at `index` says that it was there before: the last one before it that looks
     forward, else the first one behind it. -1 asks of what stands before the whole clause."""
-    before = [event for event in clause[: max(index, 0)] if event.kind in ("deny", "deny_either", "deny_aside")]
-    behind = [event for event in clause[index + 1 :] if event.kind in ("deny_back", "deny_either", "deny_aside")]
-    governing = before[-1:] or behind[:1]
-    return bool(governing) and governing[0].value == RESOLVED
+    before = (clause[place] for place in range(index - 1, -1, -1))  # from the term outwards
+    behind = (clause[place] for place in range(index + 1, len(clause)))
+    governing = next((event for event in before if event.kind in ("deny", "deny_either", "deny_aside")), None)
+    if governing is None:
+        governing = next((event for event in behind if event.kind in ("deny_back", "deny_either", "deny_aside")), None)
+    return governing is not None and governing.value == RESOLVED
