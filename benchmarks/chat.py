@@ -32,21 +32,19 @@ from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.families.chat.arguments import ChatModelArguments, ChatTrainingArguments
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.model import LlavaReporter
-from hf_medvlm.families.chat.recipe import ChatTrainer, add_reporter_lora
+from hf_medvlm.families.chat.recipe import ChatTrainer
 from hf_medvlm.families.chat.sampling import group_by_modality_and_length
 from hf_medvlm.families.chat.templates import END_TOKEN, SYSTEM, encode_conversations
 from hf_medvlm.families.chat.tiny import make_processor, train_chat_tokenizer
 from hf_medvlm.labels import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from hf_medvlm.training.callbacks import peak_memory_mb
+from hf_medvlm.training.objective import TokenObjective
+from hf_medvlm.training.parts import prepare_parts
 
 WARM_UP = 2
-# way to train -> (what trains, DeepSpeed file)
+# way to train, the connector whole in all -> (rank of the language model's adapters, DeepSpeed file)
 STOCK = "LoRA, stock Trainer"
-KINDS = {
-    "LoRA": ("projector+lora", None),
-    STOCK: ("projector+lora", None),
-    "ZeRO-3, offload": ("projector+llm", "zero3_offload.json"),
-}
+KINDS = {"LoRA": (128, None), STOCK: (128, None), "ZeRO-3, offload": (0, "zero3_offload.json")}
 # CLIP ViT-L/14's, and what --small has in their place and the language model's
 CLIP = {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
 CLIP |= {"num_attention_heads": 16, "projection_dim": 768}
@@ -207,7 +205,7 @@ def flops_a_token(model: torch.nn.Module) -> int:
 
 def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
     """A few steps on made-up images and report-length conversations, in bfloat16 with gradient checkpointing."""
-    trains, file = KINDS[kind]
+    rank, file = KINDS[kind]
     with tempfile.TemporaryDirectory() as folder:
         arguments = ChatTrainingArguments(
             output_dir=f"{folder}/run",
@@ -230,7 +228,6 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
             text_config=sizes | {"model_type": "llama"},
             vision_config=vision,
             image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-            trains=trains,
         )
         # 7B random weights take minutes on a CPU; ZeRO-3 places its shards itself
         with torch.device(arguments.device) if file is None else nullcontext():
@@ -238,8 +235,8 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
             model = model_class._from_config(config, dtype=torch.bfloat16)
         if kind == STOCK:
             model = stock_lora(model)
-        elif trains == "projector+lora":
-            model = add_reporter_lora(model, ChatModelArguments(trains=trains), checkpointing=True)
+        else:
+            model = prepare_parts(model, ChatModelArguments(lora_rank=rank), checkpointing=True)
         records = []
         for number, turns in enumerate(make_conversations(options.batch * arguments.max_steps, 1)):
             noise = random.Random(number).randbytes(512 * 512)
@@ -248,6 +245,7 @@ def train(kind: str, options: argparse.Namespace) -> dict[str, float]:
         trainer = (Timed if kind == STOCK else TimedTrainer)(
             model=model,
             args=arguments,
+            **({} if kind == STOCK else {"objective": TokenObjective()}),
             data_collator=ChatCollator(make_processor(tokenizer, vision["image_size"], vision["patch_size"]), folder),
             train_dataset=StudyRows(records),
         )

@@ -4,7 +4,7 @@
     deepspeed recipes/llava_mimic.py --deepspeed ds_configs/zero3.json --config recipes/llava_mimic.yaml \\
         --data_path conversations.json --image_folder images
     deepspeed recipes/llava_mimic.py --deepspeed ds_configs/zero2.json --model_name_or_path liuhaotian/llava-v1.5-7b \\
-        --trains projector+lora --lora_r 128 --lora_alpha 256 --mm_projector_lr 2e-5 --learning_rate 2e-4 --bf16 True \\
+        --lora_rank 128 --lora_alpha 256 --connector_lr 2e-5 --learning_rate 2e-4 --bf16 True \\
         --dataset master.jsonl --image_folder images
     python recipes/llava_mimic.py --data_path vqa_rad_cxr/qa.csv      # closed and open questions
 """

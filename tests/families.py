@@ -122,7 +122,8 @@ def any_chat(splits: Splits, model: Any, processor: Any) -> Family:
     from hf_medvlm.data.conversations import PROMPTS, ChatOptions
     from hf_medvlm.families.chat.message_collator import MessageCollator
     from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
-    from hf_medvlm.families.chat.stock import PARTS, ChatObjective, parts_of, set_trainable
+    from hf_medvlm.families.chat.stock import ChatObjective
+    from hf_medvlm.training.parts import PARTS, parts_of, set_trainable
 
     set_trainable(model, parts_of(model), PARTS)
 

@@ -47,14 +47,19 @@ def freeze(module: nn.Module, frozen: bool = True) -> None:
     for name, parameter in module.named_parameters():
         # a mask token serves masked pre-training alone: it would never get a gradient
         parameter.requires_grad_(not frozen and not name.endswith("mask_token"))
-    if frozen:
-        module.train = partial(_stay_in_evaluation, module)  # a partial, so that a deep copy holds the copied module
+    stay_in_evaluation(module, frozen)
+
+
+def stay_in_evaluation(module: nn.Module, stay: bool = True) -> None:
+    """Evaluation mode for good: `model.train()` passes `module` by. With `stay=False` it follows the model again."""
+    if stay:
+        module.train = partial(_no_training_mode, module)  # a partial, so that a deep copy holds the copied module
         module.eval()
     else:
         vars(module).pop("train", None)
 
 
-def _stay_in_evaluation(module: nn.Module, mode: bool = True) -> nn.Module:
+def _no_training_mode(module: nn.Module, mode: bool = True) -> nn.Module:
     return nn.Module.train(module, False)
 
 

@@ -85,6 +85,10 @@ class MedVLMArguments(TrainingArguments):
     private Hub repositories; the CPU where there is no accelerator.
     """
 
+    vision_lr: float | None = option(None, "learning rate of the vision tower; --learning_rate by default")
+    connector_lr: float | None = option(
+        None, "learning rate of what stands between vision and language, heads included; --learning_rate by default"
+    )
     augment: bool = option(True, "vary pose, exposure and noise of the training images (never mirrored)")
     logging_steps: float = option(10, "log every so many steps (below 1: a fraction of the run)")
     eval_strategy: str = option("steps", "no, steps or epoch")
@@ -238,13 +242,15 @@ def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
     options = {}
     for key, value in content.items():
         words = modernise([f"--{key}", str(value)])
-        name = words[0][2:] if words else None
-        if name is None:
-            continue
-        if name not in known:
-            line = next((n for n, row in enumerate(text.splitlines(), 1) if row.startswith(str(key))), "?")
-            raise SystemExit(f"{path}:{line}: {unknown_name(str(key), sorted(known))}")
-        options[name] = value if name == key else words[1]
+        for option_name, new in zip(words[::2], words[1::2], strict=True):  # none where the option is gone
+            name = option_name[2:]
+            if name not in known:
+                line = next((n for n, row in enumerate(text.splitlines(), 1) if row.startswith(str(key))), "?")
+                raise SystemExit(f"{path}:{line}: {unknown_name(str(key), sorted(known))}")
+            if name == words[0][2:]:
+                options[name] = value if name == key else new
+            else:  # what an old option stood for besides gives way to an option of its own
+                options.setdefault(name, new)
     return options
 
 

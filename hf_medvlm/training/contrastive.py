@@ -105,7 +105,7 @@ class ContrastiveTrainer(MedVLMTrainer):
             model = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
             groups = parameter_groups(model, args.learning_rate, args.layer_decay, args.weight_decay)
-            self.optimizer = optimizer_class(groups, **options)
+            self.optimizer = self.split_rates(optimizer_class(groups, **options), model)
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:

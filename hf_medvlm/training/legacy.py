@@ -1,4 +1,4 @@
-"""Option names that transformers v5 dropped: accepted, mapped to what they are called now, and warned about once."""
+"""Option names of former versions, ours and transformers': mapped to their present names, with one warning each."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
 
-# Delete a line when nobody's script has it any more. Source: transformers' MIGRATION_GUIDE_V5.md.
+# Delete a line when nobody's script has it any more. Sources: transformers' MIGRATION_GUIDE_V5.md, our first version.
 RENAMED = {
+    "freeze_image": "freeze_vision",
+    "freeze_backbone": "freeze_vision",
+    "freeze_text": "freeze_language",
+    "lora_r": "lora_rank",
+    "mm_projector_lr": "connector_lr",
+    "mm_vision_tower_lr": "vision_lr",
     "evaluation_strategy": "eval_strategy",
     "warmup_ratio": "warmup_steps",  # a float below 1 is a fraction of the run
     "no_cuda": "use_cpu",
@@ -40,6 +46,13 @@ RENAMED = {
     "use_legacy_prediction_loop": None,
     "include_tokens_per_second": None,
     "push_to_hub_organization": None,
+}
+# What `--trains` of our first version is now.
+TRAINS = {
+    "projector": ["--train", "connector"],
+    "projector+lora": ["--train", "connector,language", "--lora_rank", "128", "--lora_alpha", "256"],
+    "projector+llm": ["--train", "connector,language"],
+    "all": ["--train", "all"],
 }
 _said: set[str] = set()
 
@@ -78,12 +91,16 @@ def modernise(argv: Sequence[str]) -> list[str]:
             continue
         if takes_next:
             pending.pop(0)
-        words += replacement
+        # what an old option stood for gives way to an option of its own, wherever that stands
+        words = [*replacement, *words] if name == "trains" else [*words, *replacement]
     return words
 
 
 def _replace(name: str, value: str | None) -> list[str] | None:
     """The words that stand for an old option; None where the option is not an old one."""
+    if name == "trains" and value in TRAINS:
+        say(f"--trains {value} is now {' '.join(TRAINS[value])}")
+        return TRAINS[value]
     if name == "group_by_length":
         say("--group_by_length is now --train_sampling_strategy group_by_length")
         return ["--train_sampling_strategy", "group_by_length"] if _is_true(value) else []

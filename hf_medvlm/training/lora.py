@@ -5,16 +5,13 @@ from __future__ import annotations
 import copy
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_medvlm.training.deepspeed import unsharded
-
-if TYPE_CHECKING:
-    from hf_medvlm.training.trainer import MedVLMTrainer
 
 ADAPTER_FOLDER = "adapter"
 
@@ -26,6 +23,7 @@ def add_lora(
     dropout: float = 0.05,
     target_modules: str | list[str] = "all-linear",
     modules_to_save: list[str] | None = None,
+    exclude_modules: str | None = None,
 ) -> Any:
     """The model with a low-rank adapter on each linear layer (Hu et al. 2021, arXiv 2106.09685); only they train.
 
@@ -33,6 +31,7 @@ def add_lora(
         alpha: scale of the adapters; twice the rank by default.
         target_modules: names or a pattern of the layers; all linear ones but the output layer by default.
         modules_to_save: modules that train whole and are saved with the adapters.
+        exclude_modules: pattern of layers that get no adapter after all.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -42,6 +41,7 @@ def add_lora(
         lora_dropout=dropout,
         target_modules=target_modules,
         modules_to_save=modules_to_save,
+        exclude_modules=exclude_modules,
     )
     return get_peft_model(model, config)
 
@@ -80,7 +80,7 @@ def is_quantised(model: Any) -> bool:
     return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
 
 
-def _gathered(trainer: MedVLMTrainer) -> Any:
+def _gathered(trainer: Any) -> Any:
     """The adapted model with all its weights in this process.
 
     Where ZeRO-3 shards them or `quantise` made them small: a copy on the CPU, shards put together and weights as wide
@@ -119,10 +119,11 @@ def _whole_weight(module: nn.Module, name: str, dtype: torch.dtype) -> Tensor:
 
 
 @torch.no_grad()
-def write_merged(trainer: MedVLMTrainer, folder: Path, tolerance: float = 1e-3) -> None:
+def write_merged(trainer: Any, folder: Path, tolerance: float = 1e-3) -> None:
     """Write the plain model with the adapters merged in to `folder`; the adapters move to `folder/adapter`.
 
     Args:
+        trainer: a `MedVLMTrainer` with an adapted model.
         tolerance: of the logits, in float32; half precision and quantised weights are held to 5 % of the largest one.
 
     Raises:
@@ -150,9 +151,13 @@ def write_merged(trainer: MedVLMTrainer, folder: Path, tolerance: float = 1e-3) 
 
 
 def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """The logits of a batch, or the embeddings where a model has no logits for a single study."""
     parameter = next(model.parameters())
     inputs = {
         name: value.to(parameter.device, parameter.dtype if name == "pixel_values" else None)
         for name, value in batch.items()
+        if name != "pair_ids"
     }
-    return model(**inputs).logits.float().cpu()
+    output = model(**inputs)
+    logits = output.get("logits")
+    return (output.image_embeds if logits is None else logits).float().cpu()

@@ -21,6 +21,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 BLOCK = re.compile(r"vision_tower\..*?layers?\.(\d+)\.")
 BACKBONES = ("vision_tower.", "text_tower.")
+ADAPTED = "base_model.model."  # in front of all names where a model carries LoRA adapters
 
 
 def parameter_groups(
@@ -31,10 +32,11 @@ def parameter_groups(
     Weight decay spares biases, norms and scalars (parameters of one dimension). Each group says whether it is
     `backbone`.
     """
-    depths = [int(found[1]) for name, _ in model.named_parameters() if (found := BLOCK.match(name))]
+    named = [(name.removeprefix(ADAPTED), parameter) for name, parameter in model.named_parameters()]
+    depths = [int(match[1]) for name, _ in named if (match := BLOCK.match(name))]
     depth = 1 + max(depths, default=-1)
     groups: dict[tuple, dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if not parameter.requires_grad:
             continue
         below = _blocks_above(name, depth)

@@ -32,6 +32,7 @@ from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
 from hf_medvlm.training.objective import Objective
+from hf_medvlm.training.parts import CONNECTOR, VISION, split_by_rate
 
 
 class MedVLMTrainer(Trainer):
@@ -114,6 +115,19 @@ class MedVLMTrainer(Trainer):
                 logs[f"loss/{name}"] = self.accelerator.reduce(total, "mean").item() / steps
             self._terms = {}
         super().log(logs, start_time)
+
+    # -- learning rates ------------------------------------------------------------------------------------------------
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """The Trainer's groups (with and without weight decay), split where parts have rates of their own."""
+        made = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        return self.split_rates(optimizer, model) if made else optimizer
+
+    def split_rates(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """`--vision_lr` and `--connector_lr`; nothing changes where neither is given."""
+        rates = {part: getattr(self.args, f"{part}_lr", None) for part in (VISION, CONNECTOR)}
+        return split_by_rate(optimizer, self.model if model is None else model, rates)
 
     # -- data ----------------------------------------------------------------------------------------------------------
 

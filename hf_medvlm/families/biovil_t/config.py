@@ -25,7 +25,6 @@ class BioViLTConfig(PreTrainedConfig):
         progression_findings: names of what the progression classifier follows; three logits each, none where empty.
         findings: names of what the finding classifier knows; one logit each, none where empty.
         progression_weight, findings_weight: of their losses.
-        freeze_image, freeze_text: the ResNet, the CXR-BERT: neither trained nor put into training mode.
         fc_classes: outputs of the ImageNet classifier that lies unused in published files, kept for the way back.
     """
 
@@ -52,8 +51,6 @@ class BioViLTConfig(PreTrainedConfig):
     progression_weight: float = 1.0
     findings: list[str] | tuple[str, ...] = ()
     findings_weight: float = 1.0
-    freeze_image: bool = False
-    freeze_text: bool = False
     fc_classes: int = 0
 
     def __post_init__(self, **kwargs) -> None:

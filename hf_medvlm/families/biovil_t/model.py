@@ -60,6 +60,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
     base_model_prefix = "biovil_t"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    part_modules = {"vision": ("backbone",), "language": ("text_model",)}
     # the classifier of a new task begins at random
     _keys_to_ignore_on_load_missing = [r"^progression_head\.", r"^findings_head\."]
 
@@ -126,12 +127,10 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
                 init.zeros_(self.fc_bias)
 
     def apply_freezing(self) -> None:
-        """No gradient for what the configuration freezes, nor for what no loss of this model reaches."""
-        freeze(self.backbone, self.config.freeze_image)
+        """No gradient for what no loss of this model reaches."""
         if self.config.text_config is None:
             freeze(self.projector)
         else:
-            freeze(self.text_model, self.config.freeze_text)
             head = self.text_model.cls.predictions  # its decoder shares the word embeddings, which are trained
             for unused in (head.transform, head.bias, head.decoder.bias):
                 unused.requires_grad_(False)

@@ -23,6 +23,7 @@ from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option, split_names
 from hf_medvlm.training.contrastive import ContrastiveTrainer
+from hf_medvlm.training.parts import PartArguments, prepare_parts
 
 DEFAULTS = {"metric_for_best_model": "task_score", "greater_is_better": True}
 
@@ -55,7 +56,7 @@ class BioViLTModelArguments:
 
 
 @dataclass
-class BioViLTArguments(BioViLTModelArguments):
+class BioViLTArguments(PartArguments, BioViLTModelArguments):
     """What the model is fine-tuned for."""
 
     task: str = option("progression", "progression, findings or alignment; all of them align images with reports too")
@@ -68,15 +69,14 @@ class BioViLTArguments(BioViLTModelArguments):
     progression_weight: float = option(2.0, "weight of the cross-entropy of the progression classifier")
     sentence_share: float = option(0.0, "share of the training texts of which one random sentence is taken")
     findings_weight: float = option(1.0, "weight of the cross-entropy of the finding classifier")
-    freeze_image: bool = option(False, "do not train the ResNet")
-    freeze_text: bool = option(False, "do not train the CXR-BERT")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.task not in HEADLINES:
             raise ValueError(f"--task {self.task}: there are {', '.join(HEADLINES)}")
 
     def changes(self, splits: Splits) -> dict[str, Any]:
-        """What of the model's configuration the options decide: losses, freezing, the classifiers that the task needs.
+        """What of the model's configuration the options decide: losses, the classifiers that the task needs.
 
         Progression learns the findings beside, as far as they are labelled: a change is seen in what is there.
 
@@ -89,8 +89,6 @@ class BioViLTArguments(BioViLTModelArguments):
             "evidence_weight",
             "progression_weight",
             "findings_weight",
-            "freeze_image",
-            "freeze_text",
         )
         chosen = {name: getattr(self, name) for name in names}
         if self.task != "alignment":
@@ -193,7 +191,8 @@ def prior_collator(
 def biovil_t_trainer(
     model: BioViLTModel, processor: BioViLTProcessor, splits: Splits, args: SimpleNamespace
 ) -> ContrastiveTrainer:
-    """Collators and evaluation around a BioViL-T."""
+    """Collators and evaluation around a BioViL-T, of which the parts train that the options name."""
+    model = prepare_parts(model, args.model, args.training.gradient_checkpointing)
     plain = prior_collator(model, processor, splits, args)
     return ContrastiveTrainer(
         model=model,

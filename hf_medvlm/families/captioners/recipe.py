@@ -15,14 +15,13 @@ from hf_medvlm.families.captioners.collator import CaptionCollator
 from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
-from hf_medvlm.models.towers import freeze
 from hf_medvlm.models.upstream import OLD_PREFIX
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
 from hf_medvlm.training.clinical import ClinicalArguments
 from hf_medvlm.training.deepspeed import unsharded
-from hf_medvlm.training.lora import add_lora
 from hf_medvlm.training.objective import TokenObjective
+from hf_medvlm.training.parts import PartArguments, prepare_parts
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 DEFAULTS = {"metric_for_best_model": "cider", "greater_is_better": True}
@@ -41,7 +40,7 @@ TINY_GIT = TINY | {"learning_rate": 1e-3}
 
 
 @dataclass
-class CaptioningArguments(ClinicalArguments):
+class CaptioningArguments(PartArguments, ClinicalArguments):
     """The captioner and how it writes."""
 
     model_name_or_path: str | None = option(None, "folder or Hub id; a tiny model with random weights by default")
@@ -50,9 +49,6 @@ class CaptioningArguments(ClinicalArguments):
     prompt: str = option("", "text in front of every report, given and not learnt")
     max_length: int = option(128, "tokens of a report at most, in training and in generation")
     num_beams: int = option(1, "1: greedy search; more: beam search")
-    freeze_vision: bool = option(False, "do not train the vision tower")
-    lora_rank: int = option(0, "above 0: train LoRA adapters of this rank instead of all weights")
-    merge_lora: bool = option(True, "with LoRA: write the merged plain model when done, the adapter beside it")
 
 
 def load_captioner(
@@ -78,14 +74,11 @@ def load_captioner(
             model = load_strictly(model_class, path)
             if options.image_size:
                 model.resize_images(options.image_size)
-    freeze(model.get_encoder("image"), options.freeze_vision)
-    if options.lora_rank:
-        model = add_lora(model, options.lora_rank)
     return model, processor
 
 
 def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleNamespace) -> MedVLMTrainer:
-    """Collators and evaluation around a captioner.
+    """Collators and evaluation around a captioner, of which the parts train that the options name.
 
     Raises:
         ValueError: `--max_length` is more than the model has positions for.
@@ -109,6 +102,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
         )
 
     model.set_generation(options.max_length, options.num_beams)
+    model = prepare_parts(model, options, args.training.gradient_checkpointing)
     objective = TokenObjective(label_smoothing=model.label_smoothing)
     evaluation = TextEvaluation(
         collator(training=False),

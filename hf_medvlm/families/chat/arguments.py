@@ -7,7 +7,7 @@ LLaVA's names (`llava/train/train.py` @ c121f043) are kept where the option is t
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from hf_medvlm.data.conversations import PROMPTS, VIEWS
@@ -17,6 +17,7 @@ from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, DataArguments, MedVLMArguments, option
 from hf_medvlm.training.clinical import ClinicalArguments
 from hf_medvlm.training.legacy import say
+from hf_medvlm.training.parts import TRAIN_HELP, PartArguments
 
 ASPECT_RATIOS = ("pad", "square")
 
@@ -25,7 +26,7 @@ DEFAULTS = {"metric_for_best_model": "findings_f1_micro", "greater_is_better": T
 TINY = arguments.TINY | {
     "sections": "findings",
     "prompts": PROMPTS[0],
-    "trains": "all",
+    "train": "all",
     "max_steps": 800,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 100,
@@ -36,8 +37,8 @@ TINY = arguments.TINY | {
 
 
 @dataclass
-class ChatModelArguments(ClinicalArguments):
-    """The chat model, what of it trains, and how it writes."""
+class ChatModelArguments(PartArguments, ClinicalArguments):
+    """The chat model, and how it writes."""
 
     model_name_or_path: str | None = option(
         None, "LLaVA (ours, llava-hf or original) or a language model; by default a tiny model with random weights"
@@ -48,22 +49,19 @@ class ChatModelArguments(ClinicalArguments):
     mm_vision_select_layer: int = option(-2, "which of the tower's hidden states the projector reads")
     pretrain_mm_mlp_adapter: str | None = option(None, "projector of stage 1: an mm_projector.bin")
     image_size: int = option(224, "tiny model: side of its images")
-    trains: str = option("projector+llm", "projector, projector+lora, projector+llm or all")
-    lora_r: int = option(128, "rank of the adapters")
-    lora_alpha: int = option(256, "scale of the adapters")
-    lora_dropout: float = option(0.05, "dropout in front of the adapters")
-    merge_lora: bool = option(True, "with LoRA: write the merged plain model when done, the adapter beside it")
+    train: str = option("connector,language", TRAIN_HELP)
     bits: int = option(16, "4 or 8: train adapters on a quantised language model (QLoRA, needs bitsandbytes)")
     max_new_tokens: int = option(256, "where generation stops if the model does not end by itself")
     num_beams: int = option(1, "1: greedy search; more: beam search")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.mm_projector_type != "mlp2x_gelu":
             raise ValueError(f"--mm_projector_type {self.mm_projector_type}: only mlp2x_gelu, LLaVA-1.5's, is there")
         if self.bits not in (4, 8, 16):
             raise ValueError(f"--bits {self.bits}: choose 4, 8 or 16")
-        if self.bits < 16 and self.trains != "projector+lora":
-            raise ValueError(f"--bits {self.bits} trains adapters alone; add --trains projector+lora")
+        if self.bits < 16 and not self.lora_rank:
+            raise ValueError(f"--bits {self.bits} trains adapters alone; add --lora_rank")
         if self.bits < 16 and importlib.util.find_spec("bitsandbytes") is None:
             raise ValueError(f"--bits {self.bits} needs bitsandbytes: pip install bitsandbytes, or leave --bits out")
 
@@ -102,8 +100,6 @@ class ChatTrainingArguments(MedVLMArguments):
         False, "LLaVA's order: steps with images or without, even work for all processes"
     )
     packing: bool = option(False, "the conversations of a batch in one row without padding")
-    mm_projector_lr: float | None = option(None, "learning rate of the projector; --learning_rate by default")
-    mm_vision_tower_lr: float | None = option(None, "learning rate of the vision tower; --learning_rate by default")
 
     def __post_init__(self) -> None:
         trackers = [self.report_to] if isinstance(self.report_to, str) else list(self.report_to or [])
@@ -120,30 +116,57 @@ def modernise_llava(argv: Sequence[str]) -> list[str]:
     Raises:
         ValueError: an option that asks for what LLaVA-1.5 does not have (`--mm_use_im_start_end True`).
     """
-    words, said, pending = [], [], list(argv)
+    words, remarks, pending = [], [], list(argv)
+    adapters = {"lora_r": LORA_R, "lora_alpha": LORA_ALPHA}  # of --lora_enable
+    enabled: bool | None = None
     while pending:
         word = pending.pop(0)
         name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--") or name not in TRANSLATED:
+        if not word.startswith("--") or name not in (*TRANSLATED, *adapters, "lora_enable"):
             words.append(word)
             continue
         if not equals:
             value = pending.pop(0) if pending and not pending[0].startswith("--") else "True"
-        wanted, translation, remark = TRANSLATED[name]
-        if value.lower() in ("true", "1", "yes"):
-            if wanted is False:
+        is_true = value.lower() in ("true", "1", "yes")
+        if name == "lora_enable":
+            enabled = is_true
+        elif name in adapters:
+            adapters[name] = value
+            words += [f"--{name}", value]
+        elif is_true:
+            wanted, translation, remark = TRANSLATED[name]
+            if not wanted:
                 raise ValueError(f"--{name} {value}: {remark}")
             words += translation
-            said.append(f"--{name} ({remark})")
-    if said:
-        say("LLaVA's options by their names here: " + ", ".join(said))
+            remarks.append(f"--{name} ({remark})")
+    if enabled is not None:
+        words = _without(words, adapters)
+    if enabled:
+        rank, alpha = adapters.values()
+        words += ["--train", "connector,language", "--lora_rank", rank, "--lora_alpha", alpha]
+        remarks.append(f"--lora_enable (--train connector,language --lora_rank {rank} --lora_alpha {alpha})")
+    if remarks:
+        say("LLaVA's options by their names here: " + ", ".join(remarks))
     return words
 
 
+def _without(words: list[str], names: Iterable[str]) -> list[str]:
+    """The words without the options in `names` and their values."""
+    left, skip = [], False
+    for word in words:
+        if skip:
+            skip = False
+        elif word.removeprefix("--") in names:
+            skip = True
+        else:
+            left.append(word)
+    return left
+
+
+LORA_R, LORA_ALPHA = "128", "256"  # of LLaVA's scripts/v1_5/finetune_lora.sh
 # name -> (may it be True, words in its place, remark)
 TRANSLATED: dict[str, tuple[bool, list[str], str]] = {
-    "tune_mm_mlp_adapter": (True, ["--trains", "projector"], "--trains projector"),
-    "lora_enable": (True, ["--trains", "projector+lora"], "--trains projector+lora"),
+    "tune_mm_mlp_adapter": (True, ["--train", "connector"], "--train connector"),
     "lazy_preprocess": (True, [], "always so"),
     "is_multimodal": (True, [], "seen from the data"),
     "mm_use_im_start_end": (False, [], "LLaVA-1.5 puts no tokens around an image; leave the option out"),

@@ -6,10 +6,10 @@ import importlib.util
 from dataclasses import dataclass
 
 from hf_medvlm.data.conversations import PROMPTS
-from hf_medvlm.families.chat.stock import PARTS, VISION
 from hf_medvlm.training import arguments
-from hf_medvlm.training.arguments import MedVLMArguments, option, split_names
+from hf_medvlm.training.arguments import MedVLMArguments, option
 from hf_medvlm.training.clinical import ClinicalArguments
+from hf_medvlm.training.parts import TRAIN_HELP, PartArguments
 
 DEFAULTS = {"metric_for_best_model": "findings_f1_micro", "greater_is_better": True}
 
@@ -28,17 +28,13 @@ TINY = arguments.TINY | {
 
 
 @dataclass
-class MessageModelArguments(ClinicalArguments):
-    """The chat model, which parts of it train, and how it writes."""
+class MessageModelArguments(PartArguments, ClinicalArguments):
+    """The chat model, and how it writes."""
 
     model_name_or_path: str | None = option(
         None, "any chat model that reads images (folder or Hub id); by default a tiny Qwen2.5-VL with random weights"
     )
-    train: str = option("connector,language", f"the parts that train, by commas: {', '.join(PARTS)}")
-    lora_rank: int = option(0, "above 0: adapters of this rank on every linear layer of the language model")
-    lora_alpha: int | None = option(None, "scale of the adapters; twice --lora_rank by default")
-    lora_dropout: float = option(0.05, "dropout in front of the adapters")
-    merge_lora: bool = option(True, "with --lora_rank: write the merged plain model when done, the adapter beside it")
+    train: str = option("connector,language", TRAIN_HELP)
     bits: int = option(16, "4 or 8: train adapters on a quantised language model (QLoRA, needs bitsandbytes)")
     system_prompt: str = option("", "system text of every conversation that has none")
     image_size: int = option(96, "tiny model: side of its images in pixels")
@@ -46,13 +42,7 @@ class MessageModelArguments(ClinicalArguments):
     num_beams: int = option(1, "1: greedy search; more: beam search")
 
     def __post_init__(self) -> None:
-        chosen = split_names(self.train)
-        if not chosen or set(chosen) - set(PARTS):
-            raise ValueError(f"--train {self.train!r}: name one or more of {', '.join(PARTS)}, by commas")
-        if self.lora_rank < 0:
-            raise ValueError(f"--lora_rank {self.lora_rank}: a rank is 1 or more; 0 trains without adapters")
-        if self.lora_rank and VISION in chosen:
-            raise ValueError("--lora_rank puts adapters on the language model; take vision out of --train")
+        super().__post_init__()
         if self.bits not in (4, 8, 16):
             raise ValueError(f"--bits {self.bits}: choose 4, 8 or 16")
         if self.bits < 16 and not self.lora_rank:
@@ -71,5 +61,3 @@ class MessageTrainingArguments(MedVLMArguments):
     )
     other_images: bool = option(False, "score the test split once more, each study with the images of another")
     packing: bool = option(False, "the conversations of a training batch in one row without padding")
-    connector_lr: float | None = option(None, "learning rate of the connector; --learning_rate by default")
-    vision_lr: float | None = option(None, "learning rate of the vision tower; --learning_rate by default")

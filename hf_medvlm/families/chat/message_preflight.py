@@ -9,18 +9,16 @@ from hf_medvlm.data.study import Study
 from hf_medvlm.families.chat.message_collator import MessageCollator
 from hf_medvlm.families.chat.processors import stop_ids, writes_date
 from hf_medvlm.families.chat.rendering import chat_template_of, render
-from hf_medvlm.families.chat.stock import PARTS, ChatParts
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
+from hf_medvlm.training.parts import PARTS, parts_of
 
 LOOKED_AT = 8  # studies whose tokens are counted: the longest texts
 SHOWN = 600  # characters of a prompt
 GIB = 2**30
 
 
-def check_messages(
-    checks: Checks, model: Any, parts: ChatParts, collator: MessageCollator, studies: Sequence[Study], show: bool
-) -> None:
+def check_messages(checks: Checks, model: Any, collator: MessageCollator, studies: Sequence[Study], show: bool) -> None:
     """One line for each thing that goes wrong in silence elsewhere.
 
     Args:
@@ -32,7 +30,7 @@ def check_messages(
     _stops(checks, model, collator, studies)
     _template(checks, collator)
     _lengths(checks, collator, studies)
-    _memory(checks, model, parts)
+    _memory(checks, model)
 
 
 def marked_prompt(collator: MessageCollator, study: Study) -> str:
@@ -88,7 +86,8 @@ def _lengths(checks: Checks, collator: MessageCollator, studies: Sequence[Study]
         checks.add(WARNING, "length", found + ": its text will be cut at the end; raise --model_max_length")
 
 
-def _memory(checks: Checks, model: Any, parts: ChatParts) -> None:
+def _memory(checks: Checks, model: Any) -> None:
+    parts = parts_of(model)
     sizes = dict.fromkeys(PARTS, 0)
     counts = dict.fromkeys(PARTS, 0)
     for name, parameter in model.named_parameters():

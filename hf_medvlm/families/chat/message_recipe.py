@@ -30,23 +30,13 @@ from hf_medvlm.families.chat.packed_rows import ROTARY, check_packable
 from hf_medvlm.families.chat.processors import load_processor, stop_ids, writes_date
 from hf_medvlm.families.chat.recipe import ChatTrainer, chat_options
 from hf_medvlm.families.chat.rendering import chat_template_of, end_of_turn
-from hf_medvlm.families.chat.stock import (
-    CONNECTOR,
-    VISION,
-    ChatObjective,
-    ChatParts,
-    add_chat_lora,
-    load_stock,
-    parts_of,
-    set_trainable,
-)
+from hf_medvlm.families.chat.stock import ChatObjective, load_stock
 from hf_medvlm.families.chat.tiny_qwen import tiny_qwen, tiny_qwen_processor, train_byte_tokenizer
-from hf_medvlm.training.arguments import split_names
 from hf_medvlm.training.checks import Checks
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.folders import last_checkpoint
 from hf_medvlm.training.lora import quantise
-from hf_medvlm.training.trainer import MedVLMTrainer
+from hf_medvlm.training.parts import parts_of, prepare_parts
 
 log = logging.getLogger(__name__)
 
@@ -76,15 +66,9 @@ def load_chat_model(args: SimpleNamespace, splits: Splits) -> tuple[Any, Process
     _keep_date(processor, training)
     _agree_on_stops(model, processor)
     check_length(model, training.model_max_length)
-    parts = parts_of(model)
-    trained = split_names(options.train)
-    set_trainable(model, parts, trained)
     if options.bits < 16:
-        quantise(model, model.get_submodule(parts.decoder), options.bits, training.device)
-    if options.lora_rank:
-        alpha, dropout = options.lora_alpha, options.lora_dropout
-        model = add_chat_lora(model, parts, options.lora_rank, alpha, dropout, trained, training.gradient_checkpointing)
-    return model, processor
+        quantise(model, model.get_submodule(parts_of(model).decoder), options.bits, training.device)
+    return prepare_parts(model, options, training.gradient_checkpointing), processor
 
 
 def _keep_date(processor: ProcessorMixin, training: Any) -> None:
@@ -122,36 +106,17 @@ def check_length(model: PreTrainedModel, length: int) -> None:
 
 
 class MessageTrainer(ChatTrainer):
-    """`ChatTrainer` whose connector and vision tower are found in any model."""
-
-    chat_parts: ChatParts
+    """`ChatTrainer` for any chat model of transformers."""
 
     def check_family(self, checks: Checks) -> None:
         """What the preflight says of chat models."""
         model = self.accelerator.unwrap_model(self.model)
         studies = self.train_dataset.studies
-        check_messages(checks, model, self.chat_parts, self.evaluation.collator, studies, show=self.args.dry_run)
+        check_messages(checks, model, self.evaluation.collator, studies, show=self.args.dry_run)
 
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         if next(model.parameters()).device.type != "meta":  # a dry run has shapes, no weights
             super()._move_model_to_device(model, device)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's groups (with and without weight decay), each split by learning rate."""
-        made = self.optimizer is None
-        optimizer = MedVLMTrainer.create_optimizer(self, model)
-        rates = {CONNECTOR: self.args.connector_lr, VISION: self.args.vision_lr}
-        if not made or all(rate is None for rate in rates.values()):
-            return optimizer
-        trained = self.model if model is None else model
-        rate_of = {id(p): rates.get(self.chat_parts.part_of(name)) for name, p in trained.named_parameters()}
-        groups = []
-        for group in optimizer.param_groups:
-            for rate in dict.fromkeys(rate_of[id(parameter)] for parameter in group["params"]):
-                members = [parameter for parameter in group["params"] if rate_of[id(parameter)] == rate]
-                groups.append(group | {"params": members, "lr": group["lr"] if rate is None else rate})
-        optimizer.param_groups = groups
-        return optimizer
 
 
 def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args: SimpleNamespace) -> MessageTrainer:
@@ -190,7 +155,7 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
         train_studies=splits.train,
         **args.model.clinical(),
     )
-    trainer = MessageTrainer(
+    return MessageTrainer(
         model=model,
         args=args.training,
         objective=objective,
@@ -200,8 +165,6 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
         eval_dataset=StudyRows(splits.validate),
         processing_class=processor,
     )
-    trainer.chat_parts = parts_of(stock)
-    return trainer
 
 
 def score_other_images(trainer: MessageTrainer, splits: Splits, results: dict[str, Scores]) -> float | None:

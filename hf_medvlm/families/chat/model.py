@@ -22,11 +22,8 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.models.llava.modeling_llava import LlavaCausalLMOutputWithPast
 
 from hf_medvlm.labels import IMAGE_TOKEN_INDEX
-from hf_medvlm.models.towers import freeze, tokens_before
+from hf_medvlm.models.towers import tokens_before
 from hf_medvlm.models.upstream import SavedAsUpstream, gathered, token_mean
-
-TRAINS = ("projector", "projector+lora", "projector+llm", "all")
-"""Stage 1 of LLaVA; LoRA on the language model; LLaVA's stage 2; the vision tower too."""
 
 
 class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
@@ -53,6 +50,9 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
         behind = [part for child, part in tower.named_children() if child not in ("embeddings", "pre_layrnorm")]
         for unread in [*layers[last:], *(part for part in behind if layers not in part.modules())]:
             unread.requires_grad_(False)
+        for name, parameter in tower.named_parameters():
+            if name.endswith("mask_token"):  # serves masked pretraining alone
+                parameter.requires_grad_(False)
 
     @classmethod
     def from_published(cls, folder: str | Path, config: LlavaConfig | None = None, **options: Any) -> LlavaReporter:
@@ -75,21 +75,6 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
         vision = self.config.vision_config
         patches = (vision.image_size // vision.patch_size) ** 2
         return patches + (tokens_before(vision) if self.config.vision_feature_select_strategy == "full" else 0)
-
-    def set_trainable(self, trains: str) -> None:
-        """Stop the gradient of all that `trains` leaves out, and of the vision layers behind the one that is read.
-
-        `projector+lora` freezes all but the projector: the adapters come on top (`lora.add_lora`).
-
-        Raises:
-            ValueError: `trains` is none of `TRAINS`.
-        """
-        if trains not in TRAINS:
-            raise ValueError(f"--trains {trains!r}: choose one of {', '.join(TRAINS)}")
-        freeze(self.model.language_model, trains not in ("all", "projector+llm"))
-        self.lm_head.requires_grad_(trains in ("all", "projector+llm"))
-        freeze(self.model.vision_tower, trains != "all")
-        self.apply_freezing()
 
     def embed(self, input_ids: Tensor, pixel_values: Tensor | None) -> Tensor:
         """Token embeddings (B, T, D), image features in the places of the image tokens, in order.

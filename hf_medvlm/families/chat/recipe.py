@@ -46,8 +46,9 @@ from hf_medvlm.models.towers import tokens_before
 from hf_medvlm.training.arguments import DataArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.legacy import say
-from hf_medvlm.training.lora import add_lora, quantise
+from hf_medvlm.training.lora import quantise
 from hf_medvlm.training.objective import TokenObjective
+from hf_medvlm.training.parts import prepare_parts
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 
@@ -142,12 +143,9 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
         raise ValueError(
             f"--model_max_length {args.training.model_max_length}: the language model takes {limit} tokens"
         )
-    model.set_trainable(options.trains)
     if options.bits < 16:
         quantise(model, model.model.language_model, options.bits, args.training.device)
-    if options.trains == "projector+lora":
-        model = add_reporter_lora(model, options, args.training.gradient_checkpointing)
-    return model, processor
+    return prepare_parts(model, options, args.training.gradient_checkpointing), processor
 
 
 def describe_use(model: LlavaReporter, processor: LlavaProcessor, args: SimpleNamespace) -> None:
@@ -181,7 +179,7 @@ def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
     folder = find_folder(options.model_name_or_path)
     tower = None if options.vision_tower is None else find_folder(options.vision_tower)
     # DeepSpeed keeps its own float32 copy of what it trains, and adapters are float32 on a frozen base.
-    in_half = training.bf16 and (training.deepspeed is not None or options.trains == "projector+lora")
+    in_half = training.bf16 and (training.deepspeed is not None or options.lora_rank > 0)
     dtype = torch.bfloat16 if in_half else torch.float32
     if is_llava(folder):
         return LlavaReporter.from_published(folder, vision_tower=tower, dtype=dtype)
@@ -190,30 +188,8 @@ def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
     return assemble(LlavaReporter, folder, tower, options.mm_vision_select_layer, dtype)
 
 
-def add_reporter_lora(model: LlavaReporter, options: ChatModelArguments, checkpointing: bool) -> Any:
-    """Adapters on every linear layer of the language model (LLaVA's choice); the projector trains whole."""
-    leaves = {
-        name.rpartition(".")[2]
-        for name, module in model.model.language_model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-    }
-    if not is_deepspeed_zero3_enabled():
-        # It trains, and in bfloat16 small steps round to nothing; DeepSpeed keeps a float32 copy of its own.
-        model.model.multi_modal_projector.float()
-    if checkpointing:
-        model.enable_input_require_grads()  # or no gradient would pass a checkpointed layer whose weights are frozen
-    return add_lora(
-        model,
-        options.lora_r,
-        options.lora_alpha,
-        options.lora_dropout,
-        target_modules=rf".*language_model.*\.({'|'.join(sorted(leaves))})",
-        modules_to_save=["multi_modal_projector"],
-    )
-
-
 class ChatTrainer(MedVLMTrainer):
-    """`MedVLMTrainer` with LLaVA's sampler, and learning rates of their own for projector and vision tower."""
+    """`MedVLMTrainer` with LLaVA's sampler."""
 
     def _get_train_sampler(self, train_dataset: StudyRows | None = None) -> Sampler | None:
         by_length = self.args.train_sampling_strategy == "group_by_length"
@@ -226,27 +202,6 @@ class ChatTrainer(MedVLMTrainer):
             return LengthGroupedSampler(batch, lengths=[abs(length) for length in lengths])
         chunks = self.args.world_size * self.args.gradient_accumulation_steps
         return ModalityLengthSampler(lengths, self.args.per_device_train_batch_size, chunks, self.args.seed)
-
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """The Trainer's groups (with and without weight decay), each split by learning rate."""
-        made = self.optimizer is None
-        optimizer = super().create_optimizer(model)
-        rates = {"multi_modal_projector": self.args.mm_projector_lr, "vision_tower": self.args.mm_vision_tower_lr}
-        if made and any(rate is not None for rate in rates.values()):
-            trained = self.model if model is None else model
-            own = {
-                id(parameter): rate
-                for name, parameter in trained.named_parameters()
-                for part, rate in rates.items()
-                if part in name and rate is not None
-            }
-            optimizer.param_groups = [
-                group | {"params": members, "lr": group["lr"] if rate is None else rate}
-                for group in optimizer.param_groups
-                for rate in (None, *dict.fromkeys(own.values()))
-                if (members := [p for p in group["params"] if own.get(id(p)) == rate])
-            ]
-        return optimizer
 
 
 def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: SimpleNamespace) -> ChatTrainer:

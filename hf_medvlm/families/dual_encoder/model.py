@@ -71,7 +71,6 @@ class DualEncoderConfig(PreTrainedConfig):
         temperature: at the start, learnable; `max_logit_scale` bounds its inverse. logit_bias: at the start, of
             "sigmoid".
         local_loss: None, "gloria", "mgca" or "filip", between projected patches and tokens, times `local_weight`.
-        freeze_vision, freeze_text: the tower is neither trained nor put into training mode.
 
     Raises:
         ValueError: a temperature that is not a positive number, or an unknown name.
@@ -96,8 +95,6 @@ class DualEncoderConfig(PreTrainedConfig):
     logit_bias: float = -10.0
     local_loss: str | None = None
     local_weight: float = 1.0
-    freeze_vision: bool = False
-    freeze_text: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.vision_config = _tower_config(self.vision_config, ViTConfig)
@@ -141,6 +138,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
     base_model_prefix = "dual_encoder"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    part_modules = {"vision": ("vision_tower",), "language": ("text_tower",)}
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__(config)
@@ -167,8 +165,8 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
                 init.constant_(self.logit_bias, self.config.logit_bias)
 
     def apply_freezing(self) -> None:
-        freeze(self.vision_tower, self.config.freeze_vision)
-        freeze(self.text_tower, self.config.freeze_text)
+        for tower in (self.vision_tower, self.text_tower):
+            freeze(tower, frozen=False)  # but for what no loss reaches
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """As transformers', but under the names the model has in memory.

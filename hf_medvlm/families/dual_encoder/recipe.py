@@ -33,6 +33,7 @@ from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
 from hf_medvlm.training.contrastive import ContrastiveTrainer
+from hf_medvlm.training.parts import PartArguments, prepare_parts
 
 DEFAULTS = {"metric_for_best_model": "combined", "greater_is_better": True}
 
@@ -46,7 +47,7 @@ TINY = arguments.TINY | {
 
 
 @dataclass
-class PairArguments:
+class PairArguments(PartArguments):
     """The dual encoder, its texts and its loss."""
 
     model_name_or_path: str | None = option(
@@ -69,9 +70,7 @@ class PairArguments:
     temperature: float | None = option(None, "at the start; the checkpoint's own, or 0.07, by default")
     match_duplicates: bool = option(True, "equal reports match each other's images")
     local_loss: str | None = option(None, "gloria, mgca or filip, between patches and tokens")
-    local_weight: float = option(1.0, "its weight")
-    freeze_vision: bool = option(False, "do not train the vision tower")
-    freeze_text: bool = option(False, "do not train the text tower")
+    local_weight: float = option(1.0, "weight of the local loss")
     sentence_share: float = option(0.0, "share of the training texts of which one random sentence is taken")
     combined_weights: str = option("0.7,0.3", "weights of mean recall and AUC in the score `combined`")
     probe_studies: int = option(1000, "training studies that the linear probe learns from; 0: no probe")
@@ -81,7 +80,7 @@ class PairArguments:
         names = ("projection_size", "vision_projection", "text_projection", "text_pooling", "loss", "temperature")
         names += ("local_loss",)
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        fixed = ("match_duplicates", "local_weight", "freeze_vision", "freeze_text")
+        fixed = ("match_duplicates", "local_weight")
         return given | {name: getattr(self, name) for name in fixed}
 
     @property
@@ -148,7 +147,8 @@ def dual_encoder_trainer(
     args: SimpleNamespace,
     evaluation_class: type[RetrievalEvaluation] = RetrievalEvaluation,
 ) -> ContrastiveTrainer:
-    """Collators and evaluation around a dual encoder."""
+    """Collators and evaluation around a dual encoder, of which the parts train that the options name."""
+    model = prepare_parts(model, args.model, args.training.gradient_checkpointing)
     options: PairArguments = args.model
 
     plain = PairCollator(

@@ -27,7 +27,7 @@ from hf_medvlm.models.convert.checkpoint import load_weights
 from hf_medvlm.models.norms import replace_batch_norms
 from hf_medvlm.models.outputs import MedKlipOutput
 from hf_medvlm.models.positions import detr_positions
-from hf_medvlm.models.towers import KeepsFrozen, freeze
+from hf_medvlm.models.towers import KeepsFrozen
 
 ABSENT, PRESENT = 0, 1
 """Labels, and the two columns of the logits; any label below 0 is not known and not learnt from."""
@@ -54,7 +54,6 @@ class MedKlipConfig(PreTrainedConfig):
         position_weight: a1, of the position loss; 0 leaves it out.
         position_temperature: None for MedKLIP's raw dot products, else cosines divided by it.
         semantic_weight: a2, of the semantic loss; 0 (MedKLIP) leaves it out.
-        freeze_backbone: the ResNet is not trained.
         initializer_range: standard deviation of new weights.
     """
 
@@ -80,7 +79,6 @@ class MedKlipConfig(PreTrainedConfig):
     position_weight: float = 1.0
     position_temperature: float | None = None
     semantic_weight: float = 0.0
-    freeze_backbone: bool = False
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -106,6 +104,7 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
     base_model_prefix = "medklip"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
+    part_modules = {"vision": ("backbone",), "language": ()}
 
     def __init__(self, config: MedKlipConfig) -> None:
         super().__init__(config)
@@ -134,7 +133,6 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
             init.zeros_(self.position_embeddings)
 
     def apply_freezing(self) -> None:
-        freeze(self.backbone, self.config.freeze_backbone)
         self.position_projection.requires_grad_(bool(self.config.position_weight))
 
     @classmethod

@@ -25,6 +25,7 @@ from hf_medvlm.models.loading import check_family, load_image_processor, load_st
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import option, split_names
 from hf_medvlm.training.objective import FindingsObjective
+from hf_medvlm.training.parts import PartArguments, prepare_parts
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 DEFAULTS = {"metric_for_best_model": "mean_auc", "greater_is_better": True}
@@ -50,7 +51,7 @@ RAREST = 0.05  # share of the training studies that must show an entity, and be 
 
 
 @dataclass
-class MedKlipArguments:
+class MedKlipArguments(PartArguments):
     """The model, what it looks for and how it learns."""
 
     model_name_or_path: str | None = option(
@@ -70,16 +71,16 @@ class MedKlipArguments:
     position_temperature: float | None = option(None, "cosines over this; by default MedKLIP's raw dot products")
     position_samples: int = option(8, "positions to choose from, one of them right")
     semantic_weight: float = option(0.0, "weight a2 of the semantic loss, 1 - cosine to the description")
-    freeze_backbone: bool = option(False, "do not train the ResNet")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.findings_from not in ("report", "radgraph"):
             raise ValueError(f"--findings_from {self.findings_from}: there are report and radgraph")
 
     @property
     def changes(self) -> dict[str, Any]:
         """What of the model's configuration the options decide."""
-        names = ("position_weight", "position_temperature", "semantic_weight", "freeze_backbone")
+        names = ("position_weight", "position_temperature", "semantic_weight")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -183,7 +184,8 @@ def embed(entities: Sequence[str], model: MedKlipModel, options: MedKlipArgument
 def medklip_trainer(
     model: MedKlipModel, processor: BaseImageProcessor, splits: Splits, args: SimpleNamespace
 ) -> MedVLMTrainer:
-    """Collators and evaluation around the model."""
+    """Collators and evaluation around the model, of which the parts train that the options name."""
+    model = prepare_parts(model, args.model, args.training.gradient_checkpointing)
     options: MedKlipArguments = args.model
     held_out = [name for name in options.held_out if name not in model.config.entities]
 

@@ -18,10 +18,11 @@ from hf_medvlm.families.chat.arguments import ChatModelArguments, ChatTrainingAr
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation, answer_accuracy, normalise_answer
 from hf_medvlm.families.chat.model import LlavaReporter
-from hf_medvlm.families.chat.recipe import ChatTrainer, add_reporter_lora
+from hf_medvlm.families.chat.recipe import ChatTrainer
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
 from hf_medvlm.training.lora import quantise, write_merged
 from hf_medvlm.training.objective import TokenObjective
+from hf_medvlm.training.parts import prepare_parts
 
 HEADER = "image,patient_id,split,question,answer,answer_type\n"
 
@@ -56,7 +57,7 @@ def trainer(parts: SimpleNamespace, folder: Path, model=None, **options) -> Chat
 
 
 def test_projector_and_tower_learn_at_their_own_rates(parts, tmp_path):
-    made = trainer(parts, tmp_path, learning_rate=1e-3, mm_projector_lr=2e-5, mm_vision_tower_lr=3e-6, weight_decay=0.1)
+    made = trainer(parts, tmp_path, learning_rate=1e-3, connector_lr=2e-5, vision_lr=3e-6, weight_decay=0.1)
     optimizer = made.create_optimizer()
     names = {id(parameter): name for name, parameter in made.model.named_parameters() if parameter.requires_grad}
     rates, seen = {"multi_modal_projector": 2e-5, "vision_tower": 3e-6}, []
@@ -78,16 +79,20 @@ def test_batches_are_grouped_by_modality_or_by_length(parts, tmp_path):
     assert sorted(by_length) == list(range(12))
 
 
-def frozen_base(parts: SimpleNamespace) -> LlavaReporter:
+LORA = {"lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0}
+
+
+def adapted_reporter(base: LlavaReporter, checkpointing: bool = False, **options) -> PeftModel:
+    return prepare_parts(base, ChatModelArguments(**(LORA | options)), checkpointing)
+
+
+def seeded_base(parts: SimpleNamespace) -> LlavaReporter:
     torch.manual_seed(0)
-    model = tiny_reporter(parts.tokenizer, 16, 8)
-    model.set_trainable("projector+lora")
-    return model
+    return tiny_reporter(parts.tokenizer, 16, 8)
 
 
 def test_adapters_train_save_merge_and_agree(parts, tmp_path):
-    options = ChatModelArguments(trains="projector+lora", lora_r=4, lora_alpha=8, lora_dropout=0.0)
-    adapted = add_reporter_lora(frozen_base(parts), options, checkpointing=False)
+    adapted = adapted_reporter(seeded_base(parts))
     trained = {name for name, parameter in adapted.named_parameters() if parameter.requires_grad}
     assert trained and all("lora_" in name or "multi_modal_projector" in name for name in trained)
     assert any("language_model" in name for name in trained) and not any("vision_tower" in name for name in trained)
@@ -101,7 +106,7 @@ def test_adapters_train_save_merge_and_agree(parts, tmp_path):
     batch = parts.collator(parts.studies[:3])
     with torch.no_grad():
         wanted = adapted.eval()(**batch).logits
-        reloaded = PeftModel.from_pretrained(frozen_base(parts), tmp_path).eval()
+        reloaded = PeftModel.from_pretrained(seeded_base(parts), tmp_path).eval()
         torch.testing.assert_close(reloaded(**batch).logits, wanted, rtol=1e-4, atol=1e-4)
     write_merged(made, tmp_path)
     plain = LlavaReporter.from_pretrained(tmp_path).eval()
@@ -111,7 +116,7 @@ def test_adapters_train_save_merge_and_agree(parts, tmp_path):
 
 def test_the_projector_takes_small_steps_beside_a_base_in_bfloat16(parts, tmp_path):
     """AdamW's step of 2e-5 is less than half a unit in the last place of most weights in bfloat16."""
-    adapted = add_reporter_lora(frozen_base(parts).bfloat16(), ChatModelArguments(trains="projector+lora"), True)
+    adapted = adapted_reporter(seeded_base(parts).bfloat16(), True, lora_rank=128)
     weight = adapted.get_parameter(
         "base_model.model.model.multi_modal_projector.modules_to_save.default.linear_1.weight"
     )
@@ -139,11 +144,10 @@ def rounded(weight: torch.Tensor, bits: int) -> torch.Tensor:
 @pytest.mark.parametrize("bits", [4, 8])
 def test_adapters_train_on_quantised_weights_and_merge_with_those(bits, parts, tmp_path):
     pytest.importorskip("bitsandbytes")
-    base = frozen_base(parts)
+    base = seeded_base(parts)
     whole = {name: value.clone() for name, value in base.state_dict().items()}
     quantise(base, base.model.language_model, bits, torch.device("cpu"))
-    options = ChatModelArguments(trains="projector+lora", lora_r=4, lora_alpha=8, lora_dropout=0.0)
-    adapted = add_reporter_lora(base, options, checkpointing=False)
+    adapted = adapted_reporter(base)
     made = trainer(parts, tmp_path, adapted, learning_rate=1e-2)
     made.train()
     made.save_model()
@@ -204,8 +208,10 @@ def test_broken_questions_are_named(text, message, tmp_path):
 
 def test_llavas_options_are_translated():
     words = "--tune_mm_mlp_adapter True --lazy_preprocess True --mm_use_im_start_end False --bf16 True".split()
-    assert modernise_llava(words) == ["--trains", "projector", "--bf16", "True"]
-    assert modernise_llava(["--lora_enable", "--lora_r", "8"]) == ["--trains", "projector+lora", "--lora_r", "8"]
-    assert modernise_llava(["--lora_enable=False", "--lora_r=8"]) == ["--lora_r=8"]
+    assert modernise_llava(words) == ["--train", "connector", "--bf16", "True"]
+    lora = "--train connector,language --lora_rank 8 --lora_alpha 256".split()
+    assert modernise_llava(["--lora_enable", "--lora_r", "8"]) == lora
+    assert modernise_llava(["--lora_r=8", "--lora_enable", "True"]) == lora
+    assert modernise_llava(["--lora_enable=False", "--lora_r=8", "--bits", "16"]) == ["--bits", "16"]
     with pytest.raises(ValueError, match="leave the option out"):
         modernise_llava(["--mm_use_im_patch_token", "True"])

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import LlavaConfig
 
 from hf_medvlm.collators.packing import pack, pad
-from hf_medvlm.families.chat.model import TRAINS, LlavaReporter
+from hf_medvlm.families.chat.model import LlavaReporter
 from hf_medvlm.families.chat.tiny import IMAGE_TOKEN, make_processor, tiny_reporter, train_chat_tokenizer
 from hf_medvlm.labels import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 from hf_medvlm.training.objective import TokenObjective
@@ -154,19 +154,6 @@ def test_the_loss_is_divided_by_the_tokens_of_the_global_batch(model):
     torch.testing.assert_close(sum(parts), whole)
     torch.testing.assert_close(sum(stock), whole)
     torch.testing.assert_close(model(**batch).loss, whole)
-
-
-@pytest.mark.parametrize("trains", TRAINS)
-def test_what_trains_is_one_option(trains, model):
-    model.set_trainable(trains)
-    parts = {"vision_tower.": False, "language_model.": False, "multi_modal_projector.": False, "lm_head.": False}
-    for name, parameter in model.named_parameters():
-        parts |= {part: True for part in parts if part in name and parameter.requires_grad}
-    whole = trains in ("projector+llm", "all")
-    assert list(parts.values()) == [trains == "all", whole, True, whole]
-    assert model.train().model.vision_tower.training == (trains == "all")
-    with pytest.raises(ValueError, match="--trains 'llm': choose one of projector, "):
-        model.set_trainable("llm")
 
 
 def test_generation_continues_left_padded_prompts_of_any_kind(model, tokenizer):

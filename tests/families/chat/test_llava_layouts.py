@@ -126,7 +126,6 @@ def test_any_tower_of_patches_makes_a_llava(name, tmp_path):
     assert len(features) == model.image_tokens
     ids = torch.tensor([[1, *[model.config.image_token_id] * model.image_tokens, 5, 6, 7]])
     model.train()
-    model.set_trainable("all")
     model(
         input_ids=ids, pixel_values=pixels, labels=ids.masked_fill(ids == model.config.image_token_id, -100)
     ).loss.backward()

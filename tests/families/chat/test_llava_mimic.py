@@ -225,8 +225,8 @@ def test_bad_input_is_answered_before_the_start(options, message, recipe, data, 
     [
         (["--mm_projector_type", "linear"], "only mlp2x_gelu"),
         (["--image_aspect_ratio", "anyres"], "'anyres' is none of pad, square"),
-        (["--bits", "4"], "trains adapters alone; add --trains projector\\+lora"),
-        (["--bits", "4", "--trains", "projector+lora"], "needs bitsandbytes"),
+        (["--bits", "4"], "trains adapters alone; add --lora_rank"),
+        (["--bits", "4", "--lora_rank", "4"], "needs bitsandbytes"),
         (["--deepspeed", "DS"], r"train_batch_size is 32, but 8 a device x 2 accumulated x 1 process\(es\) = 16"),
     ],
 )

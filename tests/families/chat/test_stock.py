@@ -17,16 +17,10 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from hf_medvlm.families.chat import load_processor
 from hf_medvlm.families.chat.messages import encode_batch, encode_with_prompts
 from hf_medvlm.families.chat.packed_rows import PACKABLE, ROTARY, check_packable, pack_rows
-from hf_medvlm.families.chat.stock import (
-    PARTS,
-    ChatObjective,
-    add_chat_lora,
-    load_stock,
-    parts_of,
-    set_trainable,
-)
+from hf_medvlm.families.chat.stock import ChatObjective, load_stock
 from hf_medvlm.families.chat.turns import as_messages
 from hf_medvlm.training.objective import TokenObjective
+from hf_medvlm.training.parts import PARTS, add_part_lora, parts_of, set_trainable
 
 TEXT_ONLY = [as_messages(turns((QUESTION, ANSWERS[0]), (QUESTION, ANSWERS[1])))]
 
@@ -118,7 +112,7 @@ def test_lora_is_on_the_decoder_alone_and_merges(family: Any, tmp_path: Path) ->
     model = load_stock(folder, torch.float32)
     parts = parts_of(model)
     set_trainable(model, parts, ("connector", "language"))
-    adapted = add_chat_lora(model, parts, 4, 8, 0.0, ("connector", "language"))
+    adapted = add_part_lora(model, parts, 4, 8, 0.0, ("connector", "language"))
     adapters = [key.removeprefix("base_model.model.") for key, _ in adapted.named_parameters() if ".lora_" in key]
     assert adapters and all(key.startswith(f"{parts.decoder}.") for key in adapters)
     trained = {parts.part_of(key) for key, parameter in adapted.named_parameters() if parameter.requires_grad}
@@ -166,7 +160,7 @@ def test_plans_find_the_parts_of_models_of_published_size(name: str) -> None:
     assert sum(parameter.numel() for parameter in model.parameters()) == SIZES[name]
     parts = parts_of(model)
     set_trainable(model, parts, ("connector", "language"))
-    adapted = add_chat_lora(model, parts, 16, 16, 0.05, ("connector", "language"))
+    adapted = add_part_lora(model, parts, 16, 16, 0.05, ("connector", "language"))
     counts = dict.fromkeys(PARTS, 0)
     for key, parameter in adapted.named_parameters():
         counts[parts.part_of(key)] += parameter.numel() * parameter.requires_grad
