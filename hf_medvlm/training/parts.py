@@ -296,14 +296,17 @@ def _train_in_float32(module: nn.Module) -> None:
         return
     module.float()
 
-    def cast(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(map(_as_float32, args)), {name: _as_float32(value) for name, value in kwargs.items()}
-
-    module.register_forward_pre_hook(cast, with_kwargs=True)
+    module.register_forward_pre_hook(_cast_inputs, with_kwargs=True)
 
 
-def _as_float32(value: Any) -> Any:
-    return value.float() if torch.is_tensor(value) and value.is_floating_point() else value
+def _cast_inputs(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...]:
+    """Inputs in the module's own precision; DeepSpeed's bf16 mode takes it back to bfloat16."""
+    dtype = next(parameter.dtype for parameter in module.parameters())
+
+    def cast(value: Any) -> Any:
+        return value.to(dtype) if torch.is_tensor(value) and value.is_floating_point() else value
+
+    return tuple(map(cast, args)), {name: cast(value) for name, value in kwargs.items()}
 
 
 # ------------------------------------------------------------------------------------------- learning rates
