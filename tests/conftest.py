@@ -9,6 +9,7 @@ import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub, which reads it once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers and launchers share the cores; before torch is imported
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
