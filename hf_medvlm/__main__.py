@@ -16,6 +16,7 @@ COMMANDS = {
     "train": ("hf_medvlm.commands.train", "train a model: run one of the recipes"),
     "prepare": ("hf_medvlm.commands.prepare", "turn a corpus into one master file of studies"),
     "evaluate": ("hf_medvlm.commands.evaluate", "score a trained model on a data set"),
+    "score": ("hf_medvlm.commands.score", "score any system's reports against references"),
     "predict": ("hf_medvlm.commands.predict", "apply a trained model to images without reports"),
     "index": ("hf_medvlm.commands.index", "embed images, to search among them"),
     "search": ("hf_medvlm.commands.search", "find the studies nearest to a text or an image"),

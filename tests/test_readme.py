@@ -206,8 +206,8 @@ def parse_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         parse_recipe(rest[0], rest[1:], monkeypatch)
     elif name == "prepare":
         parse_recipe("prepare_data", rest, monkeypatch)
-    elif name == "predict":
-        importlib.import_module("predict").options(rest)
+    elif name in ("predict", "score"):
+        importlib.import_module(name).options(rest)
     else:
         _parse(name, importlib.import_module(COMMANDS_OF_OURS[name][0]), rest)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hf_medvlm.shipped import shipped_folder
 
-NOT_TRAINING = ("prepare_data", "evaluate_run", "predict")  # `hf-medvlm prepare`, `evaluate` and `predict`
+NOT_TRAINING = ("prepare_data", "evaluate_run", "predict", "score")  # commands of their own
 
 
 def training_recipes() -> dict[str, str]:

@@ -15,14 +15,11 @@ from transformers import PreTrainedTokenizerBase
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.evaluation.reports import score_reports
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.language.findings import label_report
 from hf_medvlm.metrics import facts
-from hf_medvlm.metrics.audit import audit
-from hf_medvlm.metrics.clinical import clinical_scores
-from hf_medvlm.metrics.findings_text import findings_f1
-from hf_medvlm.metrics.intervals import bootstrap_interval, ratio_of_sums
-from hf_medvlm.metrics.text import baseline_texts, score_texts, text_baselines
+from hf_medvlm.metrics.clinical import MISSING, missing_lines
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -131,73 +128,19 @@ class TextEvaluation(Evaluation):
         return scores
 
     def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
-        """Everything that needs no model: text metrics, findings, baselines."""
-        patients = [study.patient_id for study in studies]
-        measured = score_texts(texts, references, patients)
-        findings = findings_f1(texts, references)
-        scores = Scores(metrics={}, n=len(studies), intervals=dict(measured.intervals))
-        for name, value in measured.metrics.items():
-            unit = "0 to 10" if name == "cider" else facts.FRACTION
-            scores.add({name: value}, facts.TEXT, measured.protocol[name], unit=unit)
-        scores.add(findings.metrics, facts.TEXT_FINDINGS, findings.protocol)
-        scores.intervals["findings_f1_micro"] = bootstrap_interval(findings.sums, patients, ratio_of_sums)
-        saw_prior = [self.saw_prior(study) for study in studies]
-        audited = audit(texts, references, patients, saw_prior)
-        scores.add(audited.metrics, facts.AUDIT, audited.protocol, better=facts.LOWER)
-        scores.intervals |= audited.intervals
-        distinct = {"distinct_predictions": len(set(texts)) / len(texts)}
-        scores.add(distinct, facts.TEXT, "different generated reports, as a share of all", better=facts.NEITHER)
-        per_study = measured.per_study | {"findings_f1": findings.per_study}
-        scores.state(["findings_f1"], facts.TEXT_FINDINGS, "F1 over the findings of one study")
-        scores.state(["sentence_bleu4"], facts.TEXT, "smoothed BLEU-4 of one study, 13a tokens")
-        baselines = text_baselines(texts, references, self.train_reports)
-        for system, said in baseline_texts(texts, self.train_reports).items():
-            baselines[system] |= findings_f1(said, references).metrics
-            baselines[system] |= audit(said, references, saw_prior=saw_prior, resamples=0).metrics
-        scores.baselines = baselines
-        scores.figures = {"per_finding": findings.per_finding, "audit": audited.per_finding}
-        per_study |= self._score_clinical(scores, texts, references, patients)
-        scores.predictions = [
-            {
-                "study_id": study.study_id,
-                "patient_id": study.patient_id,
-                "images": [image.path for image in study.images],
-                "view": study.frontal.view if study.frontal else None,
-                "reference": reference,
-                "prediction": text,
-                "scores": {name: values[number] for name, values in per_study.items()},
-                "findings_reference": label_report(reference),
-                "findings_prediction": label_report(text),
-                "audit": [error.to_dict() for error in audited.errors[number]],
-                "boxes": [
-                    {"image": b.image, "phrase": b.phrase, "xywh": list(b.xywh), "finding": b.finding}
-                    for b in study.boxes
-                ],
-            }
-            for number, (study, reference, text) in enumerate(zip(studies, references, texts, strict=True))
-        ]
+        """Everything that needs no model: text metrics, findings, audit, baselines, clinical metrics."""
+        shown = [self.saw_prior(study) for study in studies]
+        clinical = (self.clinical_metrics, self.clinical_weights)
+        scores = score_reports(texts, references, studies, self.train_reports, shown, *clinical)
+        for line in missing_lines(scores.figures.get(MISSING, {})):
+            if line not in self._said:
+                self._said.add(line)
+                logger.warning(line)
         return scores
 
     def saw_prior(self, study: Study) -> bool:
         """Whether an earlier study of the patient was shown when the report on this one was written."""
         return False
-
-    def _score_clinical(
-        self, scores: Scores, texts: list[str], references: list[str], patients: list[str]
-    ) -> dict[str, list[float]]:
-        """Add the clinical metrics that were asked for; the scores of single studies."""
-        if not self.clinical_metrics:
-            return {}
-        result, missing = clinical_scores(self.clinical_metrics, texts, references, self.clinical_weights)
-        scores.metrics |= result.values
-        scores.facts |= result.facts
-        scores.intervals |= {name: bootstrap_interval(each, patients) for name, each in result.per_study.items()}
-        scores.figures["missing_metrics"] = missing
-        for reason, names in _by_reason(missing).items():
-            if reason not in self._said:
-                self._said.add(reason)
-                logger.warning("no %s: %s", ", ".join(names), reason)
-        return result.per_study
 
     # -- under the stock Seq2SeqTrainer ------------------------------------------------------------------------------
 
@@ -231,10 +174,3 @@ class TextEvaluation(Evaluation):
         stops = [i for i in (self.tokenizer.sep_token_id, self.tokenizer.eos_token_id) if i is not None]
         cut = [np.array(STOPPED if np.isin(row, stops).any() else CUT) for row in generated]
         return {"generated": generated, "cut": cut}
-
-
-def _by_reason(missing: dict[str, str]) -> dict[str, list[str]]:
-    reasons: dict[str, list[str]] = {}
-    for name, reason in missing.items():
-        reasons.setdefault(reason, []).append(name)
-    return reasons

@@ -226,14 +226,13 @@ def baseline_texts(
     """What three systems that see no image would write of each study, by name.
 
     `constant_normal` says `normal_report` of every study; `most_frequent` the commonest of `train_reports` (the first
-    of equals; empty where there are none); `shuffled` gives each study's prediction to another (not with one study),
+    of equals; left out where there are none); `shuffled` gives each study's prediction to another (not with one study),
     which is what the model itself writes when it is shown the images in another order.
     """
     count = len(predictions)
-    systems = {
-        "constant_normal": [normal_report] * count,
-        "most_frequent": [Counter(train_reports).most_common(1)[0][0] if train_reports else ""] * count,
-    }
+    systems = {"constant_normal": [normal_report] * count}
+    if train_reports:
+        systems["most_frequent"] = [Counter(train_reports).most_common(1)[0][0]] * count
     if count > 1:
         order = np.random.default_rng(seed).permutation(count)
         shuffled = dict(zip(order, np.roll(order, 1), strict=True))  # one cycle: none keeps its own

@@ -10,6 +10,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.metrics.clinical import MISSING, missing_lines
+
 CARD = "README.md"
 OURS = ("dual_encoder", "patch_ib", "medklip", "biovil_t")
 """The `model_type`s that transformers does not know."""
@@ -147,7 +149,8 @@ def _scores(results: dict[str, Any]) -> str:
         if rule := protocol.get(name):
             rules.setdefault(rule, []).append(f"`{name}`")
     how = [f"- {', '.join(names)}: {_cell(rule)}" for rule, names in rules.items()]
-    return "\n\n".join([f"{count}{trivial}", "\n".join(lines), "How they were measured:", "\n".join(how)])
+    missing = [_cell(line) for line in missing_lines((results.get("figures") or {}).get(MISSING) or {})]
+    return "\n\n".join([f"{count}{trivial}", "\n".join(lines), *missing, "How they were measured:", "\n".join(how)])
 
 
 def _audit(results: dict[str, Any]) -> str:

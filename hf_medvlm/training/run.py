@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +23,7 @@ from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.evaluation.base import Scores, without_nan
 from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
 from hf_medvlm.training.folders import RUN_FILE, last_checkpoint
@@ -109,7 +110,7 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
     if main_process:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / RUN_FILE).unlink(missing_ok=True)  # from here on the folder holds an unfinished run
-        write_rejected(splits, folder)
+        write_rejected(splits.rejected, folder)
     if training.early_stopping_patience and splits.validate:
         trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
     throughput = Throughput()
@@ -196,11 +197,29 @@ def _checkpoint_to_resume(training: Any) -> str | None:
     return str(found)
 
 
-def write_rejected(splits: Splits, folder: Path) -> None:
+def leave_scores(scores: Scores, folder: Path, info: dict[str, Any], rejected: Sequence[Rejected] = ()) -> None:
+    """Results, predictions, figures and page of scores that no model of ours was run for.
+
+    Args:
+        info: what `run.json` says; versions and the command are added. rejected: what was left out.
+    """
+    from hf_medvlm.figures import draw_all, write_report
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "test_results.json", scores.to_dict())
+    write_predictions(scores, folder)
+    write_rejected(rejected, folder)
+    stated = {"hf_medvlm": __version__, "python": platform.python_version(), "created": time.strftime("%Y-%m-%d")}
+    write_json(folder / RUN_FILE, stated | {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])} | info)
+    draw_all(folder)
+    write_report(folder)
+
+
+def write_rejected(rejected: Sequence[Rejected], folder: Path) -> None:
     """`rejected.jsonl`: what was left out of the data, and why; nothing where nothing was."""
-    if splits.rejected:
+    if rejected:
         with atomic_open(folder / "rejected.jsonl") as handle:
-            for entry in splits.rejected:
+            for entry in rejected:
                 handle.write(json.dumps(vars(entry), ensure_ascii=False) + "\n")
 
 

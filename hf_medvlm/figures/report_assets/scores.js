@@ -61,7 +61,7 @@ function drawScores() {
     table.append(html("tr", { class: "group" }, html("td", { colspan: 4 }, group.title), ...labels.map((label) => html("td", { class: "num baseline" }, words(label)))));
     for (const row of group.rows) table.append(scoreRow(row, labels));
   }
-  document.getElementById("score-table").append(table);
+  document.getElementById("score-table").append(table, ...HEAD.missing.map((line) => html("p", { class: "muted" }, line)));
 }
 
 /* The baselines that some score of the group stands beside, in the order of the results. */

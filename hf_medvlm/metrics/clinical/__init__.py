@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from hf_medvlm.metrics.clinical.results import ClinicalResult
@@ -22,6 +22,17 @@ NEEDS = {
     "bleu2_rexrank": "nothing",
 }
 """Name of a clinical metric -> what has to lie in the weights folder."""
+
+MISSING = "missing_metrics"
+"""Among a results file's `figures`: clinical metric -> why it could not be computed."""
+
+
+def missing_lines(missing: Mapping[str, str]) -> list[str]:
+    """A line for each reason why metrics that were asked for have no score."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in missing.items():
+        reasons.setdefault(reason, []).append(name)
+    return [f"no {', '.join(names)}: {reason}" for reason, names in reasons.items()]
 
 
 def check_names(names: Sequence[str]) -> None:
