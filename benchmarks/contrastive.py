@@ -35,6 +35,7 @@ from hf_medvlm.families.dual_encoder.model import DualEncoderConfig, DualEncoder
 from hf_medvlm.families.dual_encoder.published import to_published
 from hf_medvlm.families.patch_ib.config import PatchIBConfig, variant_options
 from hf_medvlm.families.patch_ib.model import PatchIBModel
+from hf_medvlm.models.attention import take_kernels_of_any_shape
 
 CONTEXT = 256
 # Steps before the clock starts: until then a process still takes memory from the system, some for longer than others.
@@ -111,6 +112,7 @@ def trainer_like(model: torch.nn.Module, loss_of, options: argparse.Namespace):
 
 
 def run_ours(options: argparse.Namespace) -> dict[str, float]:
+    take_kernels_of_any_shape(torch.device(options.device))  # as the trainer does
     model = ours(options)
     ids = torch.arange(options.batch, device=options.device)
     return measure(

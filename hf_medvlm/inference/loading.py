@@ -14,6 +14,7 @@ import torch
 
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.inference.predictor import Predictor
+from hf_medvlm.models.attention import take_kernels_of_any_shape
 from hf_medvlm.models.loading import model_type_of
 
 
@@ -46,6 +47,7 @@ def load(
     family = family_of(folder)
     settings = read_settings(folder)
     where = torch.device(device) if device is not None else _accelerator()
+    take_kernels_of_any_shape(where)
     half = None if dtype is not None else settings.get("autocast")
     predictor = family.load_predictor(folder, settings, _dtype(dtype))
     predictor.model.to(where)

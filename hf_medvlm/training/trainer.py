@@ -29,6 +29,7 @@ from hf_medvlm.collators.augmentation import finish_batch
 from hf_medvlm.collators.pixels import Unfinished
 from hf_medvlm.data.rows import Row, StudyRows
 from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
+from hf_medvlm.models.attention import take_kernels_of_any_shape
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
 from hf_medvlm.training.objective import Objective
@@ -52,6 +53,7 @@ class MedVLMTrainer(Trainer):
         self, *args: Any, objective: Objective | None = None, evaluation: Evaluation | None = None, **kwargs: Any
     ) -> None:
         super().__init__(*args, **kwargs)
+        take_kernels_of_any_shape(self.args.device)
         self.objective = objective
         self.evaluation = evaluation
         if objective is not None:
