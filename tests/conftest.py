@@ -29,9 +29,9 @@ def shared() -> Path:
     return SHARED
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where made-up studies are kept for the whole test session, subprocesses included."""
+    """What is kept from run to run lies here for the whole test session, subprocesses included."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["HF_MEDVLM_CACHE"] = str(folder)
     return folder

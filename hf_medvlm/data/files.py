@@ -1,18 +1,45 @@
-"""Files that are whole or absent (written beside, renamed at the end); text and JSON read with errors that help."""
+"""Files that are whole or absent (written beside, renamed at the end); text and JSON read with errors that help; the
+folder for what is kept from run to run, and locks between the processes of a machine."""
 
 from __future__ import annotations
 
 import codecs
 import gzip
+import hashlib
 import io
 import json
 import os
+import socket
 import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+
+def cache_folder() -> Path:
+    """What is kept from run to run: `$HF_MEDVLM_CACHE`, or `~/.cache/hf_medvlm`."""
+    return Path(os.environ.get("HF_MEDVLM_CACHE", "~/.cache/hf_medvlm")).expanduser()
+
+
+def short_hash(text: str) -> str:
+    """16 hexadecimal digits that stand for a text in a file name."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+@contextmanager
+def machine_lock(name: str) -> Iterator[None]:
+    """Keep other processes of this machine out while the block runs; wait where one is in it already.
+
+    The system opens the lock of a process that has died.
+    """
+    from filelock import FileLock
+
+    folder = cache_folder() / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / f"{short_hash(f'{socket.gethostname()} {name}')}.lock"):
+        yield
 
 
 @contextmanager

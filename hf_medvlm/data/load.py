@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from hf_medvlm.data.fields import ALL_TEXT, SECTIONS, section_alternatives
-from hf_medvlm.data.files import open_text, read_json
-from hf_medvlm.data.images import ONE_GREY, find_broken
+from hf_medvlm.data.files import cache_folder, open_text, read_json
+from hf_medvlm.data.images import ONE_GREY
 from hf_medvlm.data.quality import find_leakage, refuse_leakage, without_images
-from hf_medvlm.data.sources.base import Rejected, link_priors
+from hf_medvlm.data.sources.base import Corpus, Rejected, link_priors
 from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study, read_jsonl
 from hf_medvlm.data.synthetic.studies import GENERATOR, make_studies
+from hf_medvlm.data.verification import check_images
 from hf_medvlm.labels import SPLITS
 
 logger = logging.getLogger(__name__)
+Check = Callable[[Path, Iterable[str]], Mapping[str, str]]
+"""(folder, paths in it) -> path -> why the image cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,6 @@ class Splits:
         return dict(Counter(entry.reason for entry in self.rejected))
 
 
-def cache_folder() -> Path:
-    """Where made-up studies and exported images are kept: `$HF_MEDVLM_CACHE`, or `~/.cache/hf_medvlm`."""
-    return Path(os.environ.get("HF_MEDVLM_CACHE", "~/.cache/hf_medvlm")).expanduser()
-
-
 def load_splits(
     dataset: str = "synthetic",
     image_folder: str | Path | None = None,
@@ -82,6 +81,8 @@ def load_splits(
     *,
     sections: str = ALL_TEXT,
     held_out: bool = False,
+    check: Check = check_images,
+    turn: AbstractContextManager[Any] | None = None,
 ) -> Splits:
     """Studies of `--dataset` (see `DataArguments` for the options).
 
@@ -92,45 +93,59 @@ def load_splits(
         sections: what the text of a study is (see `Study.text`); a study without it is left out.
         held_out: nothing is trained: every study that is not marked as training or validation is a test study, and
             there need be no training split.
+        check: finds the images that cannot be used; called where `verify_images`.
+        turn: entered while the data set is read, since what has to be made for it is made by one process.
 
     Raises:
         ValueError: no such file or folder, nothing usable in it, a patient in two splits, an empty training split.
     """
     section_alternatives(sections)  # a name that is none stops here, before any pixel is read
-    rejected: list[Rejected] = []
-    notes: list[str] = []
-    patients_known = True
-    if dataset == "synthetic":
-        folder = cache_folder() / f"synthetic-v{GENERATOR}-{synthetic_studies}-{synthetic_size}"
-        studies = make_studies(folder, count=synthetic_studies, size=synthetic_size)
-    else:
-        folder = Path(image_folder) if image_folder else data_folder(dataset)
-        if not folder.is_dir():
-            raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
-        if is_master_file(dataset):
-            studies = read_jsonl(dataset)
-        else:
-            exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
-            table = load_table(
-                dataset,
-                image_column,
-                text_columns,
-                patient_column,
-                split_column,
-                image_folder=folder,
-                cache_folder=exported,
-                encoding=encoding,
-                held_out=held_out,
-            )
-            studies, rejected = link_priors(table.studies), table.rejected
-            folder, notes, patients_known = table.image_folder or folder, table.notes, table.patients_known
-        studies = with_splits(studies, held_out)
+    with turn or nullcontext():
+        found = _read_dataset(
+            dataset,
+            image_folder,
+            (image_column, text_columns, patient_column, split_column),
+            encoding,
+            (synthetic_studies, synthetic_size),
+            held_out,
+        )
+    studies, rejected = found.studies, found.rejected
+    folder = found.image_folder or data_folder(dataset)
     if verify_images:
-        studies = drop_broken(studies, folder, rejected)
+        studies = drop_broken(studies, folder, rejected, check)
     studies = _drop_unusable(studies, dataset, rejected, sections)
     name = Path(dataset).name if Path(dataset).exists() else dataset
     splits = splits_of(studies, folder, name, rejected, train_studies, eval_studies, held_out)
-    return replace(splits, notes=tuple(notes), patients_known=patients_known)
+    return replace(splits, notes=tuple(found.notes), patients_known=found.patients_known)
+
+
+def _read_dataset(
+    dataset: str,
+    image_folder: str | Path | None,
+    columns: tuple[str | None, str | None, str | None, str | None],
+    encoding: str | None,
+    synthetic: tuple[int, int],
+    held_out: bool,
+) -> Corpus:
+    """The studies of `--dataset`, each with a split, and their image folder."""
+    if dataset == "synthetic":
+        count, size = synthetic
+        folder = cache_folder() / f"synthetic-v{GENERATOR}-{count}-{size}"
+        return Corpus(make_studies(folder, count=count, size=size), image_folder=folder)
+    folder = Path(image_folder) if image_folder else data_folder(dataset)
+    if not folder.is_dir():
+        raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
+    if is_master_file(dataset):
+        found = Corpus(read_jsonl(dataset))
+    else:
+        exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
+        found = load_table(
+            dataset, *columns, image_folder=folder, cache_folder=exported, encoding=encoding, held_out=held_out
+        )
+        found.studies = link_priors(found.studies)
+    found.studies = with_splits(found.studies, held_out)
+    found.image_folder = found.image_folder or folder
+    return found
 
 
 def with_splits(studies: Sequence[Study], held_out: bool = False) -> list[Study]:
@@ -190,28 +205,33 @@ def is_master_file(path: str) -> bool:
     return isinstance(first, dict) and {"study_id", "images"} <= first.keys()
 
 
-def drop_broken(studies: Sequence[Study], folder: Path, rejected: list[Rejected]) -> list[Study]:
+def drop_broken(
+    studies: Sequence[Study], folder: Path, rejected: list[Rejected], check: Check = check_images
+) -> list[Study]:
     """Studies without the images that cannot be read, and without the studies that have none left.
 
     Each such image is one entry of `rejected`.
     """
-    broken = find_broken(folder / image.path for study in studies for image in study.images)
+    broken = check(folder, (image.path for study in studies for image in study.images))
     if not broken:
         return list(studies)
     kept = []
     for study in studies:
-        bad = {number for number, image in enumerate(study.images) if folder / image.path in broken}
+        bad = {number for number, image in enumerate(study.images) if image.path in broken}
         for number in sorted(bad):
-            path = folder / study.images[number].path
+            path = study.images[number].path
             why = "image of one grey value" if broken[path].startswith(ONE_GREY) else "image cannot be read"
-            rejected.append(Rejected(str(path), None, study.study_id, why, broken[path]))
+            rejected.append(Rejected(str(folder / path), None, study.study_id, why, broken[path]))
         if len(bad) < len(study.images) or not bad:
             kept.append(without_images(study, bad) if bad else study)
-    path, reason = next(iter(broken.items()))
+    first, reason = next(iter(broken.items()))
     if not kept:
-        hint = "" if path.exists() else "; --image_folder names the folder that image paths start in"
-        raise ValueError(f"none of {len(broken)} images in {folder} can be used; the first: {path}: {reason}{hint}")
-    logger.warning("%d of the images cannot be used and are left out; the first: %s: %s", len(broken), path, reason)
+        hint = "" if (folder / first).exists() else "; --image_folder names the folder that image paths start in"
+        raise ValueError(
+            f"none of {len(broken)} images in {folder} can be used; the first: {folder / first}: {reason}{hint}"
+        )
+    where = folder / first
+    logger.warning("%d of the images cannot be used and are left out; the first: %s: %s", len(broken), where, reason)
     return kept
 
 

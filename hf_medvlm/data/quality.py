@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hf_medvlm.data.images import ONE_GREY, find_broken
+from hf_medvlm.data.images import ONE_GREY
 from hf_medvlm.data.sources.base import Corpus
 from hf_medvlm.data.study import Study
+from hf_medvlm.data.verification import check_images
 
 LABEL_POLICIES: Mapping[str, Mapping[int | None, int | None]] = {
     "keep": {1: 1, 0: 0, -1: -1, None: None},
@@ -56,8 +57,8 @@ def check_studies(corpus: Corpus, min_characters: int = 30) -> None:
 def drop_broken_images(corpus: Corpus, image_folder: str | Path, workers: int | None = None) -> None:
     """Decode every image, in parallel; take off those that cannot be read, and studies left without a frontal one."""
     folder = Path(image_folder)
-    broken = find_broken((folder / image.path for study in corpus.studies for image in study.images), workers)
-    drop_images(corpus, {path.relative_to(folder).as_posix(): reason for path, reason in broken.items()}, folder)
+    paths = (image.path for study in corpus.studies for image in study.images)
+    drop_images(corpus, check_images(folder, paths, workers), folder)
 
 
 def drop_images(corpus: Corpus, broken: Mapping[str, str], image_folder: str | Path) -> None:

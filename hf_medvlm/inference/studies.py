@@ -15,8 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.data.files import cache_folder
 from hf_medvlm.data.images import DICOM_SUFFIXES
-from hf_medvlm.data.load import cache_folder, is_master_file
+from hf_medvlm.data.load import is_master_file
 from hf_medvlm.data.sources.base import Rejected, link_priors
 from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.study import Study, StudyImage, iter_jsonl

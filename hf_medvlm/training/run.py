@@ -28,6 +28,7 @@ from hf_medvlm.evaluation.base import Scores, without_nan
 from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
 from hf_medvlm.training.folders import RUN_FILE, last_checkpoint
 from hf_medvlm.training.lora import is_adapted, write_merged
+from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.preflight import preflight
 from hf_medvlm.training.trainer import MedVLMTrainer
 
@@ -57,11 +58,15 @@ def leave_processes() -> None:
 
 
 def load_data(args: SimpleNamespace) -> Splits:
-    """`load_splits` with the options of `DataArguments`; the main process goes first and makes what has to be made."""
-    with args.training.main_process_first(local=False):
-        return load_splits(
-            **vars(args.data), sections=getattr(args.model, "sections", ALL_TEXT), held_out=scores_all(args)
-        )
+    """`load_splits` with the options of `DataArguments`; the main process goes first and makes what has to be made, and
+    one process a machine checks the images."""
+    return load_splits(
+        **vars(args.data),
+        sections=getattr(args.model, "sections", ALL_TEXT),
+        held_out=scores_all(args),
+        check=check_once(args.training),
+        turn=args.training.main_process_first(local=False),
+    )
 
 
 def scores_all(args: SimpleNamespace) -> bool:

@@ -11,8 +11,9 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, RLELossless
 
-from hf_medvlm.data.images import augment, base, find_broken, open_radiograph
+from hf_medvlm.data.images import augment, base, open_radiograph
 from hf_medvlm.data.images.augment import Variation
+from hf_medvlm.data.verification import check_images
 
 REAL_DICOM = Path(__file__).parents[3] / "shared" / "data" / "dicom"
 
@@ -211,11 +212,12 @@ def test_bad_files_are_named_with_the_reason(tmp_path: Path) -> None:
         assert "Secret" not in str(caught.value)
 
 
-def test_find_broken_finds_those_and_no_other(tmp_path: Path) -> None:
-    bad = broken_files(tmp_path)
-    found = find_broken([tmp_path / "whole.png", *bad, tmp_path / "whole.dcm", tmp_path / "whole.png"], workers=3)
-    assert list(found) == list(bad)
-    assert all(word in found[path] for path, word in bad.items())
+def test_check_images_finds_those_and_no_other(tmp_path: Path, cache: Path) -> None:
+    bad = {str(path.relative_to(tmp_path)): word for path, word in broken_files(tmp_path).items()}
+    for _ in range(2):  # looked at, and remembered
+        found = check_images(tmp_path, ["whole.png", *bad, "whole.dcm", "whole.png"], workers=3)
+        assert list(found) == list(bad)
+        assert all(word in found[path] for path, word in bad.items())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the damage

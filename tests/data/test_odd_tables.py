@@ -322,7 +322,7 @@ def test_embedded_images_are_bounded_and_one_bad_row_ends_nothing(name, embedded
     reasons = splits.rejections()
     assert reasons.pop("image cannot be read") == 4 and reasons.pop("no image") == 1
     assert sum(reasons.values()) == 2 and all(reason.startswith("path leaves the ") for reason in reasons)
-    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    written = [path for path in (tmp_path / "exported").rglob("*") if path.is_file()]
     assert len(written) == 4 and all(path.suffix == ".png" for path in written)
     assert splits.image_folder.is_relative_to(tmp_path)
 

@@ -14,14 +14,13 @@ from hf_medvlm.data.images.augment import augment
 from hf_medvlm.data.images.base import MAX_PIXELS
 from hf_medvlm.data.images.dicom import DICOM_SUFFIXES
 from hf_medvlm.data.images.pictures import to_greyscale
-from hf_medvlm.data.images.read import ONE_GREY, find_broken, one_grey, open_radiograph
+from hf_medvlm.data.images.read import ONE_GREY, one_grey, open_radiograph
 
 __all__ = [
     "DICOM_SUFFIXES",
     "MAX_PIXELS",
     "ONE_GREY",
     "augment",
-    "find_broken",
     "one_grey",
     "open_radiograph",
     "to_greyscale",

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -50,22 +48,6 @@ def open_radiograph(path: str | Path | BinaryIO, least: Least | None = None) -> 
 
 ONE_GREY = "every pixel has the same grey value"
 """How the reason begins for a picture that can be read and shows nothing."""
-
-
-def find_broken(paths: Iterable[str | Path], workers: int | None = None) -> dict[Path, str]:
-    """Decode every file to its last pixel, in parallel; return the reason for each one that cannot be used.
-
-    A picture that has one grey value alone is among them: nothing can be learnt from it.
-
-    Args:
-        workers: threads (the decoders release Python's lock); by default as many as `ThreadPoolExecutor` takes.
-    """
-    from tqdm import tqdm
-
-    unique = list(dict.fromkeys(map(Path, paths)))
-    with ThreadPoolExecutor(workers) as pool:
-        reasons = tqdm(pool.map(why_unusable, unique), "Checking images", len(unique), unit="image", disable=None)
-        return {path: reason for path, reason in zip(unique, reasons, strict=True) if reason}
 
 
 def one_grey(image: Image.Image) -> str | None:

@@ -24,7 +24,7 @@ from hf_medvlm.data.conversations import (
     turns_of,
     with_conversations,
 )
-from hf_medvlm.data.load import Splits, drop_broken, load_splits, splits_of
+from hf_medvlm.data.load import Check, Splits, drop_broken, load_splits, splits_of
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.data.sources.conversation_files import read_conversation_file
@@ -47,6 +47,7 @@ from hf_medvlm.training.arguments import DataArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.legacy import say
 from hf_medvlm.training.lora import quantise
+from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.parts import prepare_parts
 from hf_medvlm.training.trainer import MedVLMTrainer
@@ -59,12 +60,15 @@ def load_conversations(args: SimpleNamespace) -> Splits:
         ValueError: what `read_llava`, `read_vqa_rad` or `load_splits` refuse; an image that is not in the folder.
     """
     data: ConversationDataArguments = args.data
-    with args.training.main_process_first(local=False):
-        if data.data_path is not None:
-            return _read_conversations(data)
-        splits = load_splits(
-            **{field.name: getattr(data, field.name) for field in fields(DataArguments)}, sections=data.sections
-        )
+    check = check_once(args.training)
+    if data.data_path is not None:
+        return _read_conversations(data, check)
+    splits = load_splits(
+        **{field.name: getattr(data, field.name) for field in fields(DataArguments)},
+        sections=data.sections,
+        check=check,
+        turn=args.training.main_process_first(local=False),
+    )
     options = chat_options(data)
     return replace(splits, studies={name: with_conversations(found, options) for name, found in splits.studies.items()})
 
@@ -80,7 +84,7 @@ def chat_options(data: ConversationDataArguments) -> ChatOptions:
     )
 
 
-def _read_conversations(data: ConversationDataArguments) -> Splits:
+def _read_conversations(data: ConversationDataArguments, check: Check) -> Splits:
     path = Path(data.data_path)
     folder = Path(data.image_folder or (path if path.is_dir() else path.parent))
     studies = read_conversation_file(path)
@@ -93,7 +97,7 @@ def _read_conversations(data: ConversationDataArguments) -> Splits:
     if missing:
         raise ValueError(f"{len(missing)} image(s) of {path} are not in {folder}: {'; '.join(missing[:5])}")
     rejected: list[Rejected] = []
-    whole = drop_broken(studies, folder, rejected) if data.verify_images else studies
+    whole = drop_broken(studies, folder, rejected, check) if data.verify_images else studies
     complete = {study.study_id: study.images for study in studies}
     whole = [study for study in whole if study.images == complete[study.study_id]]
     has_test = any(study.split == "test" for study in whole)

@@ -1,0 +1,40 @@
+"""Two processes of one machine, in one launch that the tests share."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[list[dict], list[str]]:
+    """What the two processes found, and what was decoded by whom."""
+    folder = tmp_path_factory.mktemp("together")
+    images, rng = folder / "images", np.random.default_rng(0)
+    images.mkdir()
+    for number in range(5):
+        Image.fromarray(rng.integers(0, 256, (40, 30), np.uint8)).save(images / f"{number}.png")
+    (images / "3.png").write_bytes(b"")
+    script = Path(__file__).parent / "machine_script.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*launch, script, images, folder / "log", folder], capture_output=True, text=True, timeout=400, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return found, sorted((folder / "log").read_text().splitlines())
+
+
+def test_the_first_process_of_a_machine_checks_and_both_know(together: tuple[list[dict], list[str]]) -> None:
+    found, decoded = together
+    assert [each["processes"] for each in found] == [2, 2]
+    assert found[0]["broken"] == found[1]["broken"] == {"3.png": "the file is empty (zero bytes)"}
+    assert decoded == [f"0 {number}.png" for number in range(5)]
