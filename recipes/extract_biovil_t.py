@@ -8,6 +8,8 @@
 Killed, it goes on with the same command; `hf_medvlm.families.biovil_t.features.read_features(folder)` reads its files.
 """
 
+from typing import Any
+
 from transformers import set_seed
 
 from hf_medvlm.families.biovil_t.features import extract_features
@@ -24,7 +26,7 @@ from hf_medvlm.training.run import load_data, run
 
 
 def main(argv: list[str] | None = None) -> str:
-    groups = {"data": DataArguments, "model": ExtractArguments, "training": MedVLMArguments}
+    groups: dict[str, Any] = {"data": DataArguments, "model": ExtractArguments, "training": MedVLMArguments}
     args = parse(__file__, argv, defaults=EXTRACT, **groups)
     splits = load_data(args)
     set_seed(args.training.seed)  # a tiny random model must be the same when the run goes on

@@ -117,7 +117,7 @@ def open_text(path: str | Path, encoding: str | None = None) -> Iterator[IO[str]
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
     line = ":1"
     with raw:
-        buffered = io.BufferedReader(raw, 1 << 20)  # type: ignore[type-var]
+        buffered = io.BufferedReader(raw, 1 << 20)
         try:
             mark = buffered.peek(3)[:3]
             chosen = encoding or next((name for m, name in ENCODING_BY_MARK.items() if mark.startswith(m)), "utf-8")

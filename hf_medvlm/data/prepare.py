@@ -227,7 +227,8 @@ def _label_texts(studies: Sequence[Study], workers: int | None = None) -> list[S
 def one_row_per_image(studies: Iterable[Study]) -> list[Study]:
     """A row for each frontal image, the laterals behind it; its id is the study's and the file's name, and its prior is
     the first row of the prior study."""
-    rows, first = [], {}
+    rows: list[Study] = []
+    first: dict[str, str] = {}
     for study in studies:
         frontal = [number for number, image in enumerate(study.images) if image.is_frontal] or [0]
         for number in frontal:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, BooleanOptionalAction, Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_medvlm.data.quality import LABEL_POLICIES
 from hf_medvlm.data.sources.base import Corpus, nearest
@@ -62,7 +63,7 @@ def read_corpus(options: Namespace) -> Corpus:
 
 
 def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    style = {"formatter_class": ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    style: dict[str, Any] = {"formatter_class": ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
     common = ArgumentParser(add_help=False, allow_abbrev=False)
     add = common.add_argument
     add("--root", required=True, type=Path, help="the corpus as it was downloaded; image paths are relative to it")

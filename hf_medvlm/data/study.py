@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from hf_medvlm.data import fields as values_of
 from hf_medvlm.data.fields import ALL_TEXT, Triplets, Turns, section_alternatives
@@ -265,7 +265,8 @@ def _read_images(value: Any) -> tuple[StudyImage, ...]:
 def _read_boxes(value: Any) -> tuple[StudyBox, ...]:
     try:
         return tuple(
-            StudyBox(int(b["image"]), b["phrase"], tuple(map(float, b["xywh"])), b.get("finding")) for b in value
+            StudyBox(int(b["image"]), b["phrase"], cast(Any, tuple(map(float, b["xywh"]))), b.get("finding"))
+            for b in value
         )
     except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"boxes are [{{image, phrase, xywh}}]; could not read {value!r:.100}: {error!r}") from error
@@ -320,7 +321,8 @@ def read_jsonl(path: str | Path) -> list[Study]:
     Raises:
         ValueError: the first bad line, with file and line; a study id that stands twice, with both lines.
     """
-    studies, lines = [], {}
+    studies: list[Study] = []
+    lines: dict[str, int] = {}
     for number, study in iter_jsonl(path):
         if isinstance(study, ValueError):
             raise study

@@ -72,8 +72,10 @@ def over_image(grid: Tensor, size: tuple[int, int], image_processor: Any) -> np.
     return to_image_size(grid.float().cpu(), *size, resize_size, crop_size, "bilinear")
 
 
-def thumbnail_map(grid: Tensor, size: tuple[int, int], image_processor: Any, cells: int = 32) -> list[list[float]]:
-    """`over_image` at no more than `cells` a side: what the pages show, four digits a cell."""
+def thumbnail_map(
+    grid: Tensor, size: tuple[int, int], image_processor: Any, cells: int = 32
+) -> list[list[float | None]]:
+    """`over_image` at no more than `cells` a side: what the pages show, five digits a cell, None outside the crop."""
     longest = max(size)
     small = tuple(max(1, round(side * cells / longest)) for side in size) if longest > cells else size
     whole = over_image(torch.as_tensor(grid), (small[0], small[1]), image_processor)

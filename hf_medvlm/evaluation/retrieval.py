@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_medvlm.collators.pairs import PairCollator, pair_id, same_text
@@ -51,7 +51,7 @@ class RetrievalEvaluation(Evaluation):
     """
 
     collator: PairCollator
-    model: nn.Module
+    model: Any
     findings: Sequence[str] = CHEXPERT_14
     probe_rows: StudyRows | None = None
     probe_outputs: dict[str, list[np.ndarray]] | None = None
@@ -67,7 +67,7 @@ class RetrievalEvaluation(Evaluation):
     collate_for_trainer = collate
 
     @torch.no_grad()
-    def preflight(self, model: nn.Module, texts: Sequence[str]) -> list[tuple[str, str, str]]:
+    def preflight(self, model: Any, texts: Sequence[str]) -> list[tuple[str, str, str]]:
         """Whether different texts get different features; lines of the preflight, (state, name, text).
 
         The texts begin alike, so that a tower that sees only their beginning is found out: a decoder's first token.
@@ -87,14 +87,14 @@ class RetrievalEvaluation(Evaluation):
             return [("STOP", "texts", f"{found} be learnt; {way_out}")]
         return [("ok", "texts", f"{len(probes)} different texts get different features (text_pooling {pooling!r})")]
 
-    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         output = model(**{name: batch[name] for name in (*INPUTS, "input_ids", "attention_mask") if name in batch})
         if self._prompts is None:
             self._prompts = self._embed_prompts(model, output.image_embeds.device)
             self._gflops = image_gflops(model, {name: batch[name][:1] for name in INPUTS if name in batch})
         return self.tensors(model, output, batch)
 
-    def tensors(self, model: nn.Module, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def tensors(self, model: Any, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """Embeddings (B, D), the loss's scalars (B,) each, and `zero_shot` (B, C)."""
         scalars = {n: v.expand(len(output.image_embeds)) for n, v in output.representations.items() if not v.dim()}
         return {
@@ -106,13 +106,14 @@ class RetrievalEvaluation(Evaluation):
 
     def margins(self, image_embeds: Tensor, scale: Tensor) -> Tensor:
         """(B, D), normalised -> (B, C): how much nearer each image is to the sentences for than to those against."""
+        assert self._prompts is not None, "predict embeds the prompts"
         sides = torch.einsum("bd,csd->bcs", image_embeds, self._prompts.to(image_embeds))
         return (sides[..., 0] - sides[..., 1]) * scale
 
     def collate_images(self, rows: list[Row]) -> dict[str, Any]:
         return self.collator.images(rows)
 
-    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict_images(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`image_embeds` (B, D), normalised, and `zero_shot` (B, C)."""
         images = {name: batch[name] for name in INPUTS if name in batch}
         embeds = F.normalize(model.get_image_features(**images).float(), dim=-1)
@@ -135,19 +136,17 @@ class RetrievalEvaluation(Evaluation):
 
     def outputs_of(self, eval_prediction: EvalPrediction) -> dict[str, list[np.ndarray]]:
         """As `predict`, of what the plain `Trainer` has collected of `forward`."""
-        images, texts = eval_prediction.predictions[1:3]  # behind logits_per_image
-        images, texts = np.asarray(images), np.asarray(texts)
+        images, texts = (np.asarray(rows) for rows in eval_prediction.predictions[1:3])  # behind logits_per_image
         model, device = self.model, next(self.model.parameters()).device
         with torch.no_grad():
             batch = moved(self.collate(as_rows(self.studies[:1])), device)
             probe = self.predict(model.eval(), batch)  # one study, for the scalars, the prompts and the cost
-            sides = torch.einsum("bd,csd->bcs", torch.from_numpy(images), self._prompts.float().cpu())
         scalars = {name: value for name, value in probe.items() if name.startswith("scalar/")}
-        margins = (sides[..., 0] - sides[..., 1]) * scalars["scalar/logit_scale"][0].float().cpu()
+        margins = self.margins(torch.from_numpy(images), scalars["scalar/logit_scale"][0].float().cpu())
         outputs = {"image_embeds": list(images), "text_embeds": list(texts), "zero_shot": list(margins.numpy())}
         return outputs | {name: [to_numpy(value[0])] * len(images) for name, value in scalars.items()}
 
-    def _embed_prompts(self, model: nn.Module, device: torch.device) -> Tensor:
+    def _embed_prompts(self, model: Any, device: torch.device) -> Tensor:
         """(C, 2, D): for and against each finding, the normalised mean of its sentences' embeddings."""
         sides = [side for finding in self.findings for side in prompts_for(finding)]
         tokens = self.collator.tokenize([text for side in sides for text in side])
@@ -217,8 +216,8 @@ class RetrievalEvaluation(Evaluation):
         scores.add({f"zero_shot_{kind}": found[f"mean_{kind}"] for kind in KINDS}, facts.FINDINGS, how)
         scores.add({name: v for name, v in found.items() if name.startswith("auc/")}, facts.FINDINGS, how)
         more_present = np.nansum(labels - 0.5, axis=0) > 0
-        majority = np.broadcast_to(np.where(more_present, 1.0, -1.0), labels.shape)
-        majority = finding_scores(majority, labels, self.findings, thresholds=0.0)
+        majority_sides = np.broadcast_to(np.where(more_present, 1.0, -1.0), labels.shape)
+        majority = finding_scores(majority_sides, labels, self.findings, thresholds=0.0)
         scores.baselines["majority_label"] = {f"zero_shot_{kind}": majority[f"mean_{kind}"] for kind in KINDS}
         scores.figures["per_finding"] = {
             name: {kind: found[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in self.findings
@@ -231,6 +230,7 @@ class RetrievalEvaluation(Evaluation):
         }
 
     def _score_probe(self, scores: Scores, images: np.ndarray, studies: list[Study]) -> None:
+        assert self.probe_outputs is not None and self.probe_rows is not None  # the trainer fills both or neither
         learnt_from = np.stack(self.probe_outputs["image_embeds"])
         train = label_matrix([study.labels for study in self.probe_rows.studies], self.findings)
         test = label_matrix([study.labels for study in studies], self.findings)
@@ -257,7 +257,7 @@ class RetrievalEvaluation(Evaluation):
 
 
 @torch.no_grad()
-def image_gflops(model: nn.Module, images: dict[str, Tensor]) -> float:
+def image_gflops(model: Any, images: dict[str, Tensor]) -> float:
     """Billions of floating-point operations to embed one image, `{"pixel_values": (1, 3, H, W)}`."""
     with FlopCounterMode(display=False) as counter:
         model.get_image_features(**images)

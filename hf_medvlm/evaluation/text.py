@@ -43,7 +43,7 @@ class GenerativeCollator(Protocol):
 class TokenLoss(Protocol):
     """An objective (`training/objective.py`) whose `per_study` holds `nll` and `tokens`."""
 
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> Any: ...
+    def __call__(self, model: Any, batch: dict[str, Tensor]) -> Any: ...
 
 
 @dataclass
@@ -80,7 +80,7 @@ class TextEvaluation(Evaluation):
     def collate_images(self, rows: list[Row]) -> dict[str, Any]:
         return {"prompts": self.collator.prompts(rows)}
 
-    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`nll` and `tokens` of the reference (B,), and what `predict_images` gives."""
         if self.objective is None:
             raise ValueError(
@@ -89,7 +89,7 @@ class TextEvaluation(Evaluation):
         losses = self.objective(model, batch["loss"]).per_study
         return {name: losses[name] for name in ("nll", "tokens")} | self.predict_images(model, batch)
 
-    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict_images(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`generated` ids (B, T) without the prompt, and `cut` (B,)."""
         prompts = batch["prompts"]
         ids = model.generate(
@@ -106,7 +106,7 @@ class TextEvaluation(Evaluation):
 
     def text_of(self, generated: np.ndarray) -> str:
         """The text of one row of generated ids."""
-        return self.tokenizer.decode(generated, skip_special_tokens=True).strip()
+        return str(self.tokenizer.decode(generated, skip_special_tokens=True)).strip()
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         text = self.text_of(outputs["generated"])

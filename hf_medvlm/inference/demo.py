@@ -16,7 +16,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from importlib.resources import files
 from typing import Any
 
@@ -282,9 +282,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _is_ours(self) -> bool:
         """Whether the request names this server and comes from its own page; other sites may not ask by a browser."""
-        own = {f"{name}:{self.server.server_address[1]}" for name in (HOST, "localhost")}
+        assert isinstance(self.server, HTTPServer)
+        ours = {f"{name}:{self.server.server_port}" for name in (HOST, "localhost")}
         origin = self.headers.get("Origin")
-        return self.headers.get("Host") in own and (origin is None or origin.removeprefix("http://") in own)
+        return self.headers.get("Host") in ours and (origin is None or origin.removeprefix("http://") in ours)
 
     def _send(self, status: int, record: Mapping[str, Any], close: bool = False) -> None:
         if close:  # the body was not read

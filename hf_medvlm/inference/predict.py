@@ -150,8 +150,9 @@ def _write_parts(
     for part in missing:
         order = sorted(part, key=lambda n: predictor.length(found.studies[n]))  # little padding
         batches += [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
-    loader = DataLoader(
-        [Row(study, number) for number, study in enumerate(found.studies)],  # type: ignore[arg-type]
+    rows: Any = [Row(study, number) for number, study in enumerate(found.studies)]
+    loader: DataLoader[Any] = DataLoader(
+        rows,
         batch_sampler=batches,
         collate_fn=_Reader(predictor, pictures, options.question),
         # elsewhere a worker would be sent the model
@@ -253,8 +254,8 @@ def _join(
                 line = json.loads(text)
                 if "rejected" in line:
                     study = found.studies[number]
-                    path = study.frontal.path if study.frontal else found.name
-                    rejected.append(Rejected(path, None, study.study_id, "image cannot be read", line["rejected"]))
+                    image = study.frontal.path if study.frontal else found.name
+                    rejected.append(Rejected(image, None, study.study_id, "image cannot be read", line["rejected"]))
                 else:
                     ids.append(line["study_id"])
                     handle.write(text)
@@ -337,7 +338,7 @@ def model_hash(folder: str | Path) -> str:
     digest = hashlib.sha256()
     for path in files:
         with open(path, "rb") as handle:
-            for block in iter(lambda stream=handle: stream.read(1 << 22), b""):
+            while block := handle.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
 

@@ -85,7 +85,9 @@ def find_studies(
 
 
 def _master(path: Path, folder: Path) -> NewStudies:
-    studies, rejected, lines = [], [], {}
+    studies: list[Study] = []
+    rejected: list[Rejected] = []
+    lines: dict[str, int] = {}
     for line, found in iter_jsonl(path):
         if isinstance(found, ValueError):
             rejected.append(Rejected(str(path), line, None, "no study", str(found)))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import datasets
 
+if TYPE_CHECKING:
+    from evaluate import Metric as _Metric  # what the mix-in stands in front of
+else:
+    _Metric = object
 
-class InMemory:
+
+class InMemory(_Metric):
     """Mixed into an `evaluate.Metric`: one that never spools its inputs to disk, however it is loaded.
 
     evaluate's default writes predictions and references to `$HF_HOME/metrics`, where they stay if a run dies
@@ -17,7 +22,7 @@ class InMemory:
 
     def __init__(self, config_name: str | None = None, keep_in_memory: bool = True, **options: Any) -> None:
         del keep_in_memory  # `evaluate.load` passes False by default
-        super().__init__(config_name=config_name, keep_in_memory=True, **options)  # type: ignore[call-arg]
+        super().__init__(config_name=config_name, keep_in_memory=True, **options)
         if config_name:
             self._module_info.module_name = config_name  # `evaluate.combine` tells its metrics apart by it
 

@@ -138,7 +138,7 @@ def sacrebleu(predictions: Sequence[str], references: Sequence[Sequence[str]], *
     from sacrebleu import corpus_bleu
 
     most = max(map(len, references), default=1)
-    columns = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
+    columns: list[Any] = [[texts[i] if i < len(texts) else None for texts in references] for i in range(most)]
     result = corpus_bleu(list(predictions), columns, **options)
     return {
         "sacrebleu": result.score / 100,
@@ -152,4 +152,9 @@ def sacrebleu(predictions: Sequence[str], references: Sequence[Sequence[str]], *
     }
 
 
-BY_NAME = {"bleu": bleu, "rouge": rouge, "meteor": meteor, "sacrebleu": sacrebleu}
+BY_NAME: dict[str, Callable[..., dict[str, Any]]] = {
+    "bleu": bleu,
+    "rouge": rouge,
+    "meteor": meteor,
+    "sacrebleu": sacrebleu,
+}

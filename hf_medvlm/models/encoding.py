@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from hf_medvlm.models.packed_texts import read_packed
 from hf_medvlm.models.towers import OWN_POOLING, PADDED_TEXT, is_causal
@@ -27,7 +28,7 @@ class VisionFeatures:
     grid: tuple[int, int]
 
 
-def encode_image(tower: nn.Module, pixel_values: Tensor, **patches_of: Tensor | None) -> VisionFeatures:
+def encode_image(tower: PreTrainedModel, pixel_values: Tensor, **patches_of: Tensor | None) -> VisionFeatures:
     """Run a vision tower. Pooled is the tower's own pooling, else the class token, else the mean of the patches.
 
     Args:
@@ -37,7 +38,7 @@ def encode_image(tower: nn.Module, pixel_values: Tensor, **patches_of: Tensor | 
     Raises:
         ValueError: the output's patches do not form a grid.
     """
-    given = {name: value for name, value in patches_of.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in patches_of.items() if value is not None}
     trained_at = getattr(tower.config, "image_size", None)
     sides = (trained_at, trained_at) if isinstance(trained_at, int) else trained_at
     if pixel_values.dim() == 4 and sides and tuple(pixel_values.shape[2:]) != tuple(sides):
@@ -46,11 +47,13 @@ def encode_image(tower: nn.Module, pixel_values: Tensor, **patches_of: Tensor | 
     output = tower(pixel_values=pixel_values, **given)
     hidden, pooled = output.last_hidden_state, output.get("pooler_output")
     if hidden.dim() == 4:  # convolutional: (B, H, rows, columns)
-        grid, prefix, hidden = tuple(hidden.shape[2:]), 0, hidden.flatten(2).mT
+        rows, columns = hidden.shape[2:]
+        grid, prefix, hidden = (rows, columns), 0, hidden.flatten(2).mT
     elif "spatial_shapes" in given:
         grid, prefix = (1, hidden.shape[1]), 0
     else:
-        grid, prefix = patch_grid(hidden.shape[1], tuple(pixel_values.shape[2:]), tower.config)
+        height, width = pixel_values.shape[2:]
+        grid, prefix = patch_grid(hidden.shape[1], (height, width), tower.config)
     patches = hidden[:, prefix:]
     if pooled is None:
         pooled = hidden[:, 0] if prefix else patches.mean(1)
@@ -87,7 +90,9 @@ class TextFeatures:
     tokens: Tensor
 
 
-def encode_text(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor, pooling: str = "cls") -> TextFeatures:
+def encode_text(
+    tower: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str = "cls"
+) -> TextFeatures:
     """Run a text tower.
 
     Args:
@@ -100,10 +105,12 @@ def encode_text(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor, poo
         ValueError: "pooler" is asked of a tower without one.
     """
     kind = tower.config.model_type
-    tokens, pooled = read_packed(tower, input_ids, attention_mask), None
-    if tokens is None and kind in PADDED_TEXT:
+    packed, pooled = read_packed(tower, input_ids, attention_mask), None
+    if packed is not None:
+        tokens = packed
+    elif kind in PADDED_TEXT:
         tokens, pooled = _encode_padded(tower, input_ids, attention_mask)
-    elif tokens is None:
+    else:
         options = {"use_cache": False} if is_causal(tower.config) else {}
         output = tower(input_ids=input_ids, attention_mask=attention_mask, **options)
         tokens, pooled = output.last_hidden_state, output.get("pooler_output")
@@ -118,10 +125,11 @@ def encode_text(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor, poo
         raise ValueError(f"the text tower ({kind}) has no pooling of its own; take --text_pooling cls, mean or last")
     elif kind not in OWN_POOLING and pooling == "cls":
         pooled = tokens[:, 0]
+    assert pooled is not None, kind
     return TextFeatures(pooled, tokens)
 
 
-def _encode_padded(tower: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+def _encode_padded(tower: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
     """Tokens (B, T, H) and pooled features of a tower that was trained on padded texts and no mask."""
     config, length = tower.config, input_ids.shape[1]
     full = input_ids.new_full((len(input_ids), max(config.max_position_embeddings, length)), config.pad_token_id)

@@ -131,9 +131,9 @@ def clear_errors(folder: str | Path, part: str) -> Iterator[None]:
 
 def _explain(folder: str | Path, part: str, error: BaseException) -> str:
     if isinstance(error, pickle.UnpicklingError):
-        files = ", ".join(file.name for file in sorted(Path(folder).glob("*.bin"))[:3])
+        pickles = ", ".join(file.name for file in sorted(Path(folder).glob("*.bin"))[:3])
         return (
-            f"{folder}: {files} is not a plain file of tensors, and the code in its pickle is not run. Take a "
+            f"{folder}: {pickles} is not a plain file of tensors, and the code in its pickle is not run. Take a "
             "checkpoint you trust, load it where it was made and save it as .safetensors"
         )
     if "trust_remote_code" in str(error) or "custom code" in str(error):
@@ -169,12 +169,12 @@ def read_config(folder: str | Path) -> dict[str, Any]:
 
 
 def model_type_of(path: str | Path) -> str:
-    """The `model_type` that the config.json of a folder or Hub id names.
+    """The `model_type` that the config.json of a folder or Hub id names, empty where it names none.
 
     Raises:
         ValueError: no config.json there; the message says what is.
     """
-    return read_config(find_folder(path, weights=False)).get("model_type")
+    return str(read_config(find_folder(path, weights=False)).get("model_type", ""))
 
 
 def load_config(path: str | Path) -> PreTrainedConfig:
@@ -194,7 +194,8 @@ def load_config(path: str | Path) -> PreTrainedConfig:
 def check_family(path: str | Path, model_class: type[PreTrainedModel], published_types: tuple[str, ...] = ()) -> None:
     """Raise `ValueError` unless `path` holds a checkpoint of `model_class` or of a published type it is built on."""
     model_type = model_type_of(path)
-    wanted = dict.fromkeys((model_class.config_class.model_type, *published_types))
+    config_class = model_class.config_class
+    wanted = dict.fromkeys((config_class.model_type if config_class else None, *published_types))
     if model_type not in wanted:
         raise ValueError(
             f"{path} holds a {model_type!r} checkpoint; {model_class.__name__} takes {' or '.join(map(repr, wanted))}"
@@ -259,13 +260,14 @@ def load_strictly(
     _check_depth(folder, record, sum(map(count_tensors, files)))
     name = getattr(model_class, "__name__", str(model_class))
     with clear_errors(folder, f"weights, read as {name},"):
-        model, info = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             folder,
             output_loading_info=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,
             **({"dtype": torch.float32} | options),
         )
+    model, info = loaded
     allowed = (*OBSOLETE_KEYS, *ignorable)
     problems = {
         kind: sorted(name for key in info[f"{kind}_keys"] if not _matches(name := _name_of(key), patterns))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from torch import nn
@@ -23,6 +23,11 @@ from transformers import (
 
 from hf_medvlm.models.convert.checkpoint import read_json
 from hf_medvlm.models.loading import load_config, load_strictly
+
+if TYPE_CHECKING:
+    _Model = PreTrainedModel  # what a mix-in stands in front of
+else:
+    _Model = object
 
 # What a published file has beside the tower, heads of its pretraining and buffers: they may be left over, no other key.
 HEADS = (
@@ -53,7 +58,8 @@ def freeze(module: nn.Module, frozen: bool = True) -> None:
 def stay_in_evaluation(module: nn.Module, stay: bool = True) -> None:
     """Evaluation mode for good: `model.train()` passes `module` by. With `stay=False` it follows the model again."""
     if stay:
-        module.train = partial(_no_training_mode, module)  # a partial, so that a deep copy holds the copied module
+        # on the instance, and a partial, so that a deep copy holds the copied module
+        vars(module)["train"] = partial(_no_training_mode, module)
         module.eval()
     else:
         vars(module).pop("train", None)
@@ -63,7 +69,7 @@ def _no_training_mode(module: nn.Module, mode: bool = True) -> nn.Module:
     return nn.Module.train(module, False)
 
 
-class KeepsFrozen:
+class KeepsFrozen(_Model):
     """Mix-in of a `PreTrainedModel` with parts that no loss reaches, or with batch norms.
 
     Batch-norm layers use, and do not change, their running statistics in training too: batch statistics would tie a
@@ -73,7 +79,7 @@ class KeepsFrozen:
     def apply_freezing(self) -> None:
         """Freeze what no loss of this configuration reaches; called after building and after loading."""
 
-    def train(self, mode: bool = True) -> KeepsFrozen:
+    def train(self, mode: bool = True) -> Any:
         super().train(mode)
         for module in self.modules():
             if isinstance(module, _BatchNorm):
@@ -124,7 +130,7 @@ def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     if config.model_type in NOT_MAPPED:
         return getattr(transformers, NOT_MAPPED[config.model_type])
     try:
-        classes = MODEL_MAPPING[type(config)]
+        classes: Any = MODEL_MAPPING[type(config)]
     except KeyError as error:
         raise ValueError(f"transformers has no tower for a {config.model_type!r} config") from error
     return classes[0] if isinstance(classes, tuple) else classes

@@ -31,19 +31,21 @@ class SavedAsUpstream(KeepsFrozen):
         return next(base for base in cls.__mro__ if base.__module__.startswith("transformers.models."))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As transformers', for the folders of our first versions too."""
+        path = args[0] if args else kwargs["pretrained_model_name_or_path"]
         if kwargs.get("config") is None and (Path(path) / "config.json").is_file():
             content, _ = PreTrainedConfig.get_config_dict(path)
             if str(content.get("model_type")).startswith(OLD_PREFIX):
                 for name in ("model_type", "architectures", *OLD_OPTIONS):
                     content.pop(name, None)
+                assert cls.config_class is not None
                 kwargs["config"] = cls.config_class.from_dict(content)
-        return super().from_pretrained(path, *args, **kwargs)
+        return super().from_pretrained(*args, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, is_main_process: bool = True, *args: Any, **kwargs: Any) -> None:
         """As transformers', with the upstream class as `architectures`."""
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        super().save_pretrained(save_directory, is_main_process, *args, **kwargs)
         self.config.architectures = [self.upstream_class().__name__]
         if is_main_process and (Path(save_directory) / "config.json").is_file():
             self.config.save_pretrained(save_directory)

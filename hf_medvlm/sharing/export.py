@@ -119,7 +119,8 @@ def _plain(folder: Path) -> Any:
 
     model_type = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
     auto = AutoModelForImageTextToText if model_type in WRITERS else AutoModel
-    model, info = auto.from_pretrained(folder, trust_remote_code=False, dtype="auto", output_loading_info=True)
+    loaded: Any = auto.from_pretrained(folder, trust_remote_code=False, dtype="auto", output_loading_info=True)
+    model, info = loaded
     wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     wrong = {kind: keys[:5] for kind, keys in wrong.items() if keys}
     if wrong:
@@ -191,7 +192,8 @@ def export_onnx(run: str | Path, to: str | Path) -> Exported:
             "and serve it as docs/serve.md says"
         )
     target = _new_folder(to)
-    batch, differences = probe(predictor), {}
+    batch = probe(predictor)
+    differences: dict[str, float] = {}
     pixels = torch.cat([batch["pixel_values"]] * 2)
     if "embed" in predictor.abilities:
         differences |= _write_onnx(_Image(predictor.model), {"pixel_values": pixels}, ["image_embeds"], target)

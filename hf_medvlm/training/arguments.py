@@ -133,7 +133,7 @@ class MedVLMArguments(TrainingArguments):
         super().__post_init__()
         if self.deepspeed is not None:
             join_processes()
-        for tracker in self.report_to:
+        for tracker in self.report_to or ():
             if tracker not in TRACKERS:
                 raise ValueError(f"--report_to {tracker}: no such tracker; there are {', '.join(sorted(TRACKERS))}")
             if importlib.util.find_spec(TRACKERS[tracker]) is None:
@@ -151,7 +151,7 @@ def parse(
     *,
     defaults: Mapping[str, Any] | None = None,
     tiny: Mapping[str, Any] | None = None,
-    **groups: type,
+    **groups: Any,
 ) -> SimpleNamespace:
     """Options of a recipe: its defaults < `--config` YAML < the command line.
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.evaluation.base import Scores
+from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
 from hf_medvlm.models.contrast import check_contrast, gather_rows
 from hf_medvlm.training.arguments import MedVLMArguments, option
 from hf_medvlm.training.objective import ContrastiveObjective
@@ -76,6 +78,7 @@ class ContrastiveTrainer(MedVLMTrainer):
     """
 
     objective: ContrastiveObjective
+    evaluation: RetrievalEvaluation | None
 
     def __init__(self, *args: Any, objective: ContrastiveObjective | None = None, **kwargs: Any) -> None:
         super().__init__(*args, objective=objective or ContrastiveObjective(), **kwargs)
@@ -100,12 +103,12 @@ class ContrastiveTrainer(MedVLMTrainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """The Trainer's, with groups by depth where the arguments ask for stages or layer-wise decay."""
         args = self.args
-        staged = isinstance(args, ContrastiveArguments) and (args.frozen_epochs or args.layer_decay < 1)
-        if self.optimizer is None and staged:
-            model = self.model if model is None else model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
-            groups = parameter_groups(model, args.learning_rate, args.layer_decay, args.weight_decay)
-            self.optimizer = self.split_rates(optimizer_class(groups, **options), model)
+        if self.optimizer is None and isinstance(args, ContrastiveArguments):
+            if args.frozen_epochs or args.layer_decay < 1:
+                target: Any = self.model if model is None else model
+                optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, target)
+                groups = parameter_groups(target, args.learning_rate, args.layer_decay, args.weight_decay)
+                self.optimizer = self.split_rates(optimizer_class(groups, **options), target)
         return super().create_optimizer(model)
 
     def create_scheduler(self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None) -> Any:
@@ -139,13 +142,13 @@ class ContrastiveTrainer(MedVLMTrainer):
         model: nn.Module,
         inputs: dict[str, Tensor],
         return_outputs: bool = False,
-        num_items_in_batch: None = None,
+        num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, dict[str, Tensor]]:
         """The loss of the global batch; its gradient is this micro-batch's share of that loss's gradient."""
         if len(self._micro_batches) == 1:
             rows = self._rows(model, inputs)
             terms = self._terms_of(gather_rows(rows))
-            loss = sum(terms.values())
+            loss = reduce(torch.add, terms.values())
         else:
             # not in `get_batch_samples`: after a resume the random state is restored between the two
             if self._cache is None:
@@ -184,7 +187,7 @@ class ContrastiveTrainer(MedVLMTrainer):
         with torch.enable_grad():
             leaves = {n: v.requires_grad_() for n, v in gathered.items() if v.is_floating_point()}
             terms = self._terms_of(gathered)
-            grads = torch.autograd.grad(sum(terms.values()), list(leaves.values()), allow_unused=True)
+            grads = torch.autograd.grad(reduce(torch.add, terms.values()), list(leaves.values()), allow_unused=True)
         shares = []
         for state, count in zip(states, counts, strict=True):
             shares.append((state, slice(start, start + count)))
@@ -197,10 +200,11 @@ class ContrastiveTrainer(MedVLMTrainer):
     ) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
         """Run a micro-batch again, in the random state of the first time, with its share of the cached gradient."""
         cache, steps = self._cache, len(self._micro_batches)
+        assert cache is not None
         state, places = cache.shares.pop(0)
         restore_random_state(state, self.args.device)
         rows = self._rows(model, inputs)
-        carried = 0.0
+        carried = torch.zeros((), device=self.args.device)
         for name, grad in cache.grads.items():
             row = rows[name]
             if row.dim():
@@ -209,7 +213,7 @@ class ContrastiveTrainer(MedVLMTrainer):
             else:
                 share = grad / steps
             carried = carried + (row * share).sum()
-        loss = sum(cache.terms.values())
+        loss = reduce(torch.add, cache.terms.values())
         # the Trainer divides by the steps: the value becomes the loss's share, the gradient that of `carried`
         return rows, (carried - carried.detach()) * steps + loss, cache.terms
 

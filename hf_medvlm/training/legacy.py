@@ -77,8 +77,8 @@ def modernise(argv: Sequence[str]) -> list[str]:
         if not word.startswith("--"):
             words.append(word)
             continue
-        name, equals, value = word[2:].partition("=")
-        name = name.replace("-", "_")
+        name, equals, behind = word[2:].partition("=")
+        name, value = name.replace("-", "_"), behind if equals else None
         if not equals:
             value = pending[0] if pending and not pending[0].startswith("--") else None
         takes_next = not equals and value is not None

@@ -65,7 +65,7 @@ def quantise(model: PreTrainedModel, part: nn.Module, bits: int, device: torch.d
     for name, layer in layers.items():
         shape, weight = (layer.in_features, layer.out_features, layer.bias is not None), layer.weight.data
         if bits == 4:
-            new = bnb.nn.Linear4bit(*shape, compute_dtype=weight.dtype, quant_type="nf4")
+            new: Any = bnb.nn.Linear4bit(*shape, compute_dtype=weight.dtype, quant_type="nf4")
             new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
         else:
             new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
@@ -76,7 +76,7 @@ def quantise(model: PreTrainedModel, part: nn.Module, bits: int, device: torch.d
 
 
 def is_quantised(model: Any) -> bool:
-    """Whether `quantise` has been at the model."""
+    """True if the model's layers were quantised."""
     return getattr(model, "is_loaded_in_4bit", False) or getattr(model, "is_loaded_in_8bit", False)
 
 

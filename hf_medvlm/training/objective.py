@@ -140,7 +140,8 @@ class ContrastiveObjective:
 
     def terms(self, model: nn.Module, rows: dict[str, Tensor]) -> dict[str, Tensor]:
         """name -> (), the weighted terms of the loss of all `rows`."""
-        return getattr(model, "module", model).loss_terms_of(rows)
+        bare: Any = getattr(model, "module", model)
+        return bare.loss_terms_of(rows)
 
     def __call__(self, model: nn.Module, batch: Batch, denominators: Counts | None = None) -> ObjectiveOutput:
         """As `Objective`, over the rows of all processes in training.

@@ -119,7 +119,8 @@ def parts_of(model: PreTrainedModel) -> Parts:
     Raises:
         ValueError: the class does not say where its towers are; the message names its modules.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    wrapper: Any = model
+    model = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
     stated: Mapping[str, tuple[str, ...]] | None = getattr(model, "part_modules", None)
     if stated is None:
         vision, language = _stock_towers(model)
@@ -148,8 +149,8 @@ def _stock_towers(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, .
     decoder = names.get(id(model.get_decoder()))
     vision = names.get(id(model.get_encoder(modality="image"))) or _first_named(model, VISION_NAMES)
     if not decoder or not vision or decoder == vision:
-        children = ", ".join(name for name, _ in getattr(model, "model", model).named_children())
-        raise ValueError(f"{type(model).__name__} does not say where its parts are; its modules are {children}")
+        modules = ", ".join(name for name, _ in getattr(model, "model", model).named_children())
+        raise ValueError(f"{type(model).__name__} does not say where its parts are; its modules are {modules}")
     heads = [names[id(module)] for module in (model.get_input_embeddings(), *output_heads(model))]
     if vision.startswith(f"{decoder}."):  # GIT: one module holds the image encoder, a projection and the decoder
         children = [f"{decoder}.{name}" for name, _ in model.get_submodule(decoder).named_children()]
@@ -205,7 +206,8 @@ def set_trainable(model: PreTrainedModel, parts: Parts, trained: Iterable[str]) 
     for part in (LANGUAGE, VISION, CONNECTOR):  # the connector last: a vision tower may hold it
         for name in parts.modules(part):
             stay_in_evaluation(model.get_submodule(name), part not in chosen)
-    for name, parameter in model.named_parameters():
+    for name, weight in model.named_parameters():
+        parameter: Any = weight
         reached = not _under(name, parts.unread) and not name.endswith(MASK_TOKEN)
         wanted = parts.part_of(name) in chosen and reached
         if parameter.requires_grad and not wanted:

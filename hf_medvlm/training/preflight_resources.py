@@ -82,7 +82,7 @@ def _disk(checks: Checks, trainer: MedVLMTrainer) -> None:
     # A checkpoint holds the weights and two moments of the trained ones.
     once = sum(n * size + (8 * n if trained else 0) for n, size, trained in sizes)
     needed = once * ((trainer.args.save_total_limit or 2) + 1)
-    folder = Path(trainer.args.output_dir).resolve()
+    folder = Path(str(trainer.args.output_dir)).resolve()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
     found = f"{needed / 1e9:.1f} GB for checkpoints, {free / 1e9:.1f} GB free at {folder}"
     way_out = "; name a roomier --output_dir, or lower --save_total_limit"

@@ -88,8 +88,8 @@ class TellStep(TrainerCallback):
     """Tells a model with schedules of its own (`set_step`) how far training has come; after a resume too."""
 
     def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        target = getattr(model, "module", model)
+        target: Any = getattr(kwargs["model"], "module", kwargs["model"])
         if hasattr(target, "set_step"):
             target.set_step(state.global_step)

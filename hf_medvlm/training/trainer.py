@@ -48,6 +48,15 @@ class MedVLMTrainer(Trainer):
     """
 
     args: MedVLMArguments
+    objective: Objective | None
+    evaluation: Evaluation | None
+    # a family's own classes, of which the Trainer knows none: any model, its processor, `StudyRows`, a collator of rows
+    model: Any
+    processing_class: Any
+    train_dataset: Any
+    eval_dataset: Any
+    data_collator: Any
+    optimizer: Any
 
     def __init__(
         self, *args: Any, objective: Objective | None = None, evaluation: Evaluation | None = None, **kwargs: Any
@@ -67,7 +76,7 @@ class MedVLMTrainer(Trainer):
 
     def get_batch_samples(
         self, epoch_iterator: Iterator, num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor] | Tensor | int | None]:
+    ) -> tuple[list[dict[str, Tensor]], Any]:
         """The micro-batches of one optimizer step, and the counts of the global batch that the loss is a mean over."""
         if self.objective is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -76,10 +85,11 @@ class MedVLMTrainer(Trainer):
 
     def denominators(self, batches: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
         """The objective's counts, name -> (), summed over `batches` and over all processes."""
+        assert self.objective is not None
         totals: dict[str, Tensor] = {}
         for batch in batches:
             for name, count in self.objective.count(batch).items():
-                totals[name] = totals.get(name, 0) + count.to(device)
+                totals[name] = totals[name] + count.to(device) if name in totals else count.to(device)
         return {name: self.accelerator.reduce(count, "sum") for name, count in totals.items()}
 
     def compute_loss(
@@ -129,7 +139,8 @@ class MedVLMTrainer(Trainer):
     def split_rates(self, optimizer: torch.optim.Optimizer, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """`--vision_lr` and `--connector_lr`; nothing changes where neither is given."""
         rates = {part: getattr(self.args, f"{part}_lr", None) for part in (VISION, CONNECTOR)}
-        return split_by_rate(optimizer, self.model if model is None else model, rates)
+        target: Any = self.model if model is None else model
+        return split_by_rate(optimizer, target, rates)
 
     # -- data ----------------------------------------------------------------------------------------------------------
 
@@ -170,13 +181,13 @@ class MedVLMTrainer(Trainer):
             if renames:
                 del model.save_pretrained
         if self.args.should_save:
-            (Path(output_dir or self.args.output_dir) / "training_args.bin").unlink(missing_ok=True)
+            (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
     def evaluate(
         self,
-        eval_dataset: StudyRows | None = None,
+        eval_dataset: Any = None,
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> dict[str, float]:
@@ -218,18 +229,20 @@ class MedVLMTrainer(Trainer):
         batches = [list(range(i, min(i + size, len(rows)))) for i in range(0, len(rows), size)]
         rounds = -(-len(batches) // world)
         mine = [batches[min(i * world + rank, len(batches) - 1)] for i in range(rounds)]
-        loader = DataLoader(
-            rows,
+        dataset: Any = rows  # a sequence of rows; `data` brings no torch, and so none of its classes
+        loader: DataLoader[Any] = DataLoader(
+            dataset,
             batch_sampler=mine,
             collate_fn=Unfinished(self._evaluation_batch) if self.finishes_pixels() else self._evaluation_batch,
             num_workers=self.args.dataloader_num_workers,
         )
-        model = self.evaluation_model()
+        model, evaluation = self.evaluation_model(), self.evaluation
+        assert evaluation is not None
         seen: dict[int, dict[str, np.ndarray]] = {}
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
         for indices, batch in tqdm(loader, desc="Evaluating", leave=False, disable=hidden):
             with self.accelerator.autocast():
-                outputs = self.evaluation.predict(model, self._prepare_inputs(batch))
+                outputs = evaluation.predict(model, self._prepare_inputs(batch))
             arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
             for place, index in enumerate(indices):
                 seen[index] = {name: array[place] for name, array in arrays.items()}
@@ -241,6 +254,7 @@ class MedVLMTrainer(Trainer):
         return {name: [seen[index][name] for index in range(len(rows))] for name in seen[0]}
 
     def _evaluation_batch(self, rows: list[Row]) -> tuple[list[int], dict[str, Any]]:
+        assert self.evaluation is not None
         return [row.index for row in rows], self.evaluation.collate(rows)
 
     def evaluation_model(self) -> nn.Module:

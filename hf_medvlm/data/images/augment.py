@@ -40,7 +40,7 @@ class Variation(NamedTuple):
         turn = np.deg2rad(6)
         low = (-turn, 0.94, -0.04, -0.04, 0.8, 0.85, -0.08, 0.0)
         high = (turn, 1.06, 0.04, 0.04, 1.25, 1.15, 0.08, 5.0)
-        return cls(*map(float, rng.uniform(low, high)), float(rng.integers(2**32)))
+        return cls._make([*map(float, rng.uniform(low, high)), float(rng.integers(2**32))])
 
     def affine(self, size: tuple[int, int], margin: int = 0) -> tuple[float, ...]:
         """PIL's coefficients (output to input) for a picture of `size` (width, height) inside a margin."""

@@ -120,11 +120,11 @@ def recognise(
             f"(columns: {', '.join(columns)})"
         )
     chosen = Columns(image_column, sections)
-    chosen.patient, chosen.split, chosen.date = found("patient_id", patient), found("split", split), None
+    chosen.patient, chosen.split = found("patient_id", patient), found("split", split)
     chosen.date = found("study_date", date)
     chosen.study_id = found("study_id") or (image_column if plain_name(image_column) in NAMES["study_id"] else None)
     chosen.view, chosen.label_lists = found("view"), found("labels")
-    chosen.picked = {name: column for name in PICKED_UP if (column := found(name))}
+    chosen.picked = {name: picked for name in PICKED_UP if (picked := found(name))}
     findings = {plain_name(name): name for name in CHEXPERT_14}
     chosen.labels = {
         column: findings[plain_name(column)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from hf_medvlm.data.images.dicom import DICOM_SUFFIXES
@@ -118,12 +119,8 @@ class ImagePaths:
         """Name without ending, in lower case -> the images of the folder that are called so."""
         if self._names is None:
             self._names = defaultdict(list)
-            for place, folders, files in os.walk(self.folder) if self.folder else ():
-                folders[:] = sorted(name for name in folders if not name.startswith("."))
-                for name in sorted(files):
-                    if name.lower().endswith(IMAGE_SUFFIXES) or "." not in name:
-                        path = (Path(place) / name).relative_to(self.folder).as_posix()
-                        self._names[PurePosixPath(_without_suffix(path)).name].append(path)
+            for path in _images_below(self.folder) if self.folder else ():
+                self._names[PurePosixPath(_without_suffix(path)).name].append(path)
         return self._names
 
     def _by_uid(self, text: str) -> list[tuple[str, str | None]]:
@@ -136,9 +133,10 @@ class ImagePaths:
     def _read_uids(self) -> dict[str, list[tuple[str, str | None]]]:
         if self._uids is None:
             self._uids = defaultdict(list)
+            folder = self.folder or Path()  # without a folder there are no paths
             paths = [path for paths in self._index().values() for path in paths]
             for path in sorted(p for p in paths if p.lower().endswith(DICOM_SUFFIXES) or "." not in p.split("/")[-1]):
-                uids, view = _header(self.folder / path)
+                uids, view = _header(folder / path)
                 for uid in dict.fromkeys(uids):
                     self._uids[uid].append((path, view))
         return self._uids
@@ -147,6 +145,15 @@ class ImagePaths:
 def _without_suffix(path: str) -> str:
     lower = path.lower()
     return lower[: -len(PurePosixPath(lower).suffix)] if lower.endswith(IMAGE_SUFFIXES) else lower
+
+
+def _images_below(folder: Path) -> Iterator[str]:
+    """Paths of the images below a folder, hidden folders left out; a file without an ending may be a DICOM file."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(files):
+            if name.lower().endswith(IMAGE_SUFFIXES) or "." not in name:
+                yield (Path(place) / name).relative_to(folder).as_posix()
 
 
 def _header(path: Path) -> tuple[list[str], str | None]:

@@ -118,9 +118,10 @@ def read_tables(root: str | Path, suffix: str | None = None) -> MimicTables:
     else:
         with ProcessPoolExecutor(2) as others:
             later_index = others.submit(index_reports, reports)
-            later = others.submit(_read_labels, label_table), others.submit(_read_splits, split_table)
+            later_labels = others.submit(_read_labels, label_table)
+            later_splits = others.submit(_read_splits, split_table)
             found = _read_metadata(metadata, rejected)
-            (labels, bad_labels), (splits, bad_splits) = (table.result() for table in later)
+            (labels, bad_labels), (splits, bad_splits) = later_labels.result(), later_splits.result()
             index = later_index.result()
     rejected += bad_splits + bad_labels
 

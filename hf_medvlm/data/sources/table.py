@@ -139,7 +139,7 @@ class _Reader:
         patient_id = _id(row, columns.patient) if columns.patient else study_id
         if not patient_id:
             raise EntryError("no patient", f"column {columns.patient!r} is empty")
-        also = {name: self.missing.text(row.get(column)) for name, column in columns.picked.items()}
+        also: dict[str, Any] = {name: self.missing.text(row.get(column)) for name, column in columns.picked.items()}
         prior = _id(row, columns.picked.get("prior_study_id"))
         also.pop("prior_study_id", None)
         date = text_of(row.get(columns.date)) if columns.date else ""

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hf_medvlm.metrics.clinical.results import ClinicalResult
 
@@ -68,8 +69,8 @@ def clinical_scores(
     from hf_medvlm.metrics.clinical.weights import MissingWeights
 
     check_names(names)
-    result, missing = ClinicalResult(), {}
-    wanted = set(names)
+    result, wanted = ClinicalResult(), set(names)
+    missing: dict[str, str] = {}
     bert = ["bertscore"] * ("bertscore" in wanted) + ["bertscore_idf"] * bool(wanted & {"bertscore_idf", "radcliq"})
     parts = {
         "chexbert": lambda: chexbert.score(predictions, references, weights, device),
@@ -110,6 +111,8 @@ def _only(result: ClinicalResult, wanted: set[str]) -> ClinicalResult:
     return result
 
 
-def _without(result: ClinicalResult, drop) -> ClinicalResult:  # type: ignore[no-untyped-def]
-    parts = (result.values, result.per_study, result.facts)
-    return ClinicalResult(*({name: value for name, value in part.items() if not drop(name)} for part in parts))
+def _without(result: ClinicalResult, drop: Callable[[str], bool]) -> ClinicalResult:
+    def rest(part: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in part.items() if not drop(name)}
+
+    return ClinicalResult(rest(result.values), rest(result.per_study), rest(result.facts))

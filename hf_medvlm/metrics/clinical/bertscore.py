@@ -66,7 +66,8 @@ class BERTScorer:
         """(T, width) of each list of ids, rows of length 1."""
         import torch
 
-        order, embedded = sorted(range(len(ids)), key=lambda i: len(ids[i])), {}
+        order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
+        embedded: dict[int, np.ndarray] = {}
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
             width = max(len(ids[i]) for i in chosen)

@@ -64,8 +64,10 @@ def combine(parts: ClinicalResult, predictions: Sequence[str], references: Seque
     pairs = [(p.lower().split(), r.lower().split()) for p, r in zip(predictions, references, strict=True)]
     counts = np.array([bleu_counts(p, [r]) for p, r in pairs]).reshape(-1, 11)
     bleu2 = coco_bleu(counts, order=2)  # its weight is 4e-12
-    named = ("radgraph_rexrank", "bertscore_idf", "sembscore")
-    values = radcliq_v1(*(np.array(parts.per_study[name]) for name in named), bleu2)
+    graphs, bert, labels = (
+        np.array(parts.per_study[name]) for name in ("radgraph_rexrank", "bertscore_idf", "sembscore")
+    )
+    values = radcliq_v1(graphs, bert, labels, bleu2)
     mean = values.mean() if len(values) else float("nan")
     parts.add("radcliq_v1", mean, PROTOCOL, values, better="lower", unit="errors, standardised")
     parts.add("radcliq_v1_reciprocal", 1 / mean if mean else float("nan"), RECIPROCAL, unit="")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from hf_medvlm.metrics.facts import Fact
 
 GROUP = "Clinical metrics"
@@ -25,7 +27,12 @@ class ClinicalResult:
     facts: dict[str, Fact] = field(default_factory=dict)
 
     def add(
-        self, name: str, value: float, protocol: str, per_study: Sequence[float] | None = None, **fact: str
+        self,
+        name: str,
+        value: float | np.floating,
+        protocol: str,
+        per_study: Sequence[float] | np.ndarray | None = None,
+        **fact: str,
     ) -> None:
         """One score with its protocol, and its value for each study where it is a mean over them."""
         self.values[name] = float(value)

@@ -158,6 +158,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
             f"{path}: a TorchScript archive, which holds a program, and that is not run. Where you trust it, save its "
             "weights alone: torch.save(torch.jit.load(PATH).state_dict(), NEW)"
         )
+    loaded: Any
     try:
         if path.suffix == ".safetensors":
             loaded = load_file(path)
@@ -177,7 +178,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     for wrapper in WRAPPERS:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
             loaded = loaded[wrapper]
-    named = loaded if isinstance(loaded, Mapping) else {}
+    named: Mapping[Any, Any] = loaded if isinstance(loaded, Mapping) else {}
     tensors = {key: value for key, value in named.items() if isinstance(key, str) and isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{path}: holds no tensors by name (found {type(loaded).__name__}); a state dict is needed")
