@@ -17,6 +17,7 @@ COMMANDS = {
     "prepare": ("hf_medvlm.commands.prepare", "turn a corpus into one master file of studies"),
     "evaluate": ("hf_medvlm.commands.evaluate", "score a trained model on a data set"),
     "score": ("hf_medvlm.commands.score", "score any system's reports against references"),
+    "compare": ("hf_medvlm.commands.compare", "hold runs against one another on the same studies"),
     "predict": ("hf_medvlm.commands.predict", "apply a trained model to images without reports"),
     "index": ("hf_medvlm.commands.index", "embed images, to search among them"),
     "search": ("hf_medvlm.commands.search", "find the studies nearest to a text or an image"),

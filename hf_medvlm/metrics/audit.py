@@ -63,6 +63,7 @@ class Audit:
         intervals, protocol: of each of them; no intervals where none were asked for.
         per_finding: CheXpert name -> kind -> rate, errors, of (what could go wrong), low, high.
         errors: those of each study.
+        sums: (N, K, 2), errors and what could go wrong in each study, of each of `metrics` in their order.
     """
 
     metrics: dict[str, float]
@@ -70,6 +71,7 @@ class Audit:
     protocol: dict[str, str]
     per_finding: dict[str, dict[str, dict[str, float]]]
     errors: list[list[Error]] = field(default_factory=list)
+    sums: np.ndarray = field(default_factory=lambda: np.zeros((0, len(KINDS) + 1, 2)))
 
 
 def audit(
@@ -138,6 +140,7 @@ def audit(
         protocol=protocol,
         per_finding=table,
         errors=errors,
+        sums=pooled,
     )
 
 

@@ -213,3 +213,37 @@ def paired_test(
         seed=seed,
     )
     return PairedTest(observed, (as_large + 1) / (resamples + 1), low, high)
+
+
+def paired_rows(
+    compute: Callable[[np.ndarray, np.ndarray], float],
+    first: np.ndarray,
+    second: np.ndarray,
+    groups: Sequence[Hashable] | None = None,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> PairedTest:
+    """`paired_test` for a metric that no sum gives, such as an AUC.
+
+    Args:
+        compute: (values (N, ...), row numbers) -> metric. first, second: what each system says of the N studies.
+
+    Raises:
+        ValueError: the two are not of one shape.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"the two systems' values have shapes {first.shape} and {second.shape}; pair them")
+    rows, (numbers, count) = np.arange(len(first)), _group_numbers(groups, len(first))
+    observed = compute(first, rows) - compute(second, rows)
+    if count < 2 or np.isnan(observed):
+        return PairedTest(observed, float("nan"), float("nan"), float("nan"))
+    drawn = resampled_rows(len(first), groups, resamples=resamples, seed=seed)
+    low, high = _interval(np.array([compute(first, sample) - compute(second, sample) for sample in drawn]), level)
+    rng, as_large = np.random.default_rng(seed), 0
+    for _ in range(resamples):
+        swap = (rng.integers(2, size=count)[numbers] == 1).reshape(-1, *[1] * (first.ndim - 1))
+        one, other = np.where(swap, second, first), np.where(swap, first, second)
+        as_large += abs(compute(one, rows) - compute(other, rows)) >= abs(observed) - 1e-12
+    return PairedTest(float(observed), (as_large + 1) / (resamples + 1), low, high)
