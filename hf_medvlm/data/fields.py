@@ -35,6 +35,7 @@ Triplets = tuple[tuple[str, str, str], ...]
 
 _WHOLE = re.compile(r"(\d+)\.0+")
 _DAY = re.compile(r"(\d{4})([-/]?)(\d\d)\2(\d\d)")
+_DAY_FIRST = re.compile(r"(\d\d?)\.(\d\d?)\.(\d{4})")
 _CLOCK = re.compile(r"(\d\d):?(\d\d):?(\d\d)?(\.\d{1,6})?\d*(?:Z|[+-]\d\d:?\d\d)?")
 
 
@@ -129,7 +130,7 @@ def answer_type(value: Any) -> str:
 
 
 def iso_date(text: str, time: str = "") -> str:
-    """ISO 8601 of a date (`yyyymmdd`, `yyyy-mm-dd`, with or without a time behind a space or a T).
+    """ISO 8601 of a date (`yyyymmdd`, `yyyy-mm-dd`, `dd.mm.yyyy`, with or without a time behind a space or a T).
 
     Args:
         time: a DICOM time beside it, `hhmmss.ffffff`, whose leading zeros may be lost ("1014.5" is 00:10:14.5).
@@ -150,6 +151,8 @@ def iso_date(text: str, time: str = "") -> str:
 
 @lru_cache(maxsize=100_000)
 def _parse_day(text: str) -> str:
+    if match := _DAY_FIRST.fullmatch(text):  # with points the day comes first, everywhere
+        return date(int(match[3]), int(match[2]), int(match[1])).isoformat()
     match = _DAY.fullmatch(text)
     if not match:
         raise ValueError("no date")

@@ -112,15 +112,16 @@ def open_text(path: str | Path, encoding: str | None = None) -> Iterator[IO[str]
                 f"--encoding {encoding}: no such encoding; use utf-8, cp1252, latin-1 or utf-16"
             ) from error
     try:
-        raw = gzip.open(path) if str(path).endswith(".gz") else open(path, "rb")
+        raw = gzip.open(path) if str(path).endswith(".gz") or _starts(path, b"\x1f\x8b") else open(path, "rb")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror or error}") from error
     line = ":1"
     with raw:
         buffered = io.BufferedReader(raw, 1 << 20)
         try:
-            mark = buffered.peek(3)[:3]
-            chosen = encoding or next((name for m, name in ENCODING_BY_MARK.items() if mark.startswith(m)), "utf-8")
+            start = buffered.peek(64)[:64]
+            chosen = encoding or next((name for m, name in ENCODING_BY_MARK.items() if start.startswith(m)), None)
+            chosen = chosen or _without_mark(start)
             line = ""
             with io.TextIOWrapper(buffered, encoding=chosen, newline="") as handle:
                 yield handle
@@ -128,6 +129,24 @@ def open_text(path: str | Path, encoding: str | None = None) -> Iterator[IO[str]
             raise ValueError(f"{path}{line}: {broken_gzip(error)}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}{_line_of(path, error)}: {_not_text(error, chosen)}") from error
+
+
+def _starts(path: str | Path, magic: bytes) -> bool:
+    with open(path, "rb") as handle:
+        return handle.read(len(magic)) == magic
+
+
+def _without_mark(start: bytes) -> str:
+    """UTF-16 where each second byte is 0, as in English text without its mark; else UTF-8."""
+    pairs = len(start) // 2
+    for place, name in ((1, "utf-16-le"), (0, "utf-16-be")):
+        if (
+            pairs > 2
+            and start[place : 2 * pairs : 2].count(0) == pairs
+            and start[1 - place : 2 * pairs : 2].count(0) == 0
+        ):
+            return name
+    return "utf-8"
 
 
 GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)

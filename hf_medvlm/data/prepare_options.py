@@ -102,7 +102,7 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
         required=True,
         help="a file or data set in --root, or a Hub id; images inside it are exported to --root",
     )
-    table.add_argument("--image_column", help="column of the image paths; else known by its name")
+    table.add_argument("--image_column", help="column of the image paths, or several by commas; else known by name")
     table.add_argument("--text_columns", help="names divided by commas; else findings, impression, report, text")
     table.add_argument("--patient_column", help="tells patients apart; else known by its name (patient_id, subject_id)")
     table.add_argument("--split_column", help="holds train, validate, test; else split if it does")

@@ -64,7 +64,9 @@ class DataArguments:
         "synthetic", "synthetic; a master .jsonl; a table (.csv, .jsonl, .xlsx, .parquet); a folder; a Hub id"
     )
     image_folder: str | None = option(None, "what image paths are relative to; by default the folder of --dataset")
-    image_column: str | None = option(None, "table: column with the image path, or the image; else known by its name")
+    image_column: str | None = option(
+        None, "table: column with the image path, or the image, or several by commas; else known by name"
+    )
     text_columns: str | None = option(None, "table: text columns, by commas; else findings, impression, report, text")
     patient_column: str | None = option(None, "table: patient column; else known by its name (patient_id, subject_id)")
     split_column: str | None = option(None, "table: split column; without one, patients are split 80/10/10 by a hash")

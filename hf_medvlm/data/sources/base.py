@@ -110,12 +110,14 @@ def read_csv(
     delimiter: str = ",",
     encoding: str | None = None,
     skip: int = 0,
+    spaces: bool = True,
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield (line, row) of a CSV file with a header; rows of another width than the header go to `rejected`.
 
     Args:
         encoding: by default UTF-8, or what a byte order mark says.
         skip: lines before the header.
+        spaces: those before a cell belong to it; False where a quotation mark may stand behind them.
 
     Raises:
         ValueError: with file and line: no header, a required column missing or a column that stands twice, a truncated
@@ -125,7 +127,7 @@ def read_csv(
     def as_dict(header: list[str]) -> Callable[[list[str]], dict[str, str]]:
         return lambda row: dict(zip(header, row, strict=True))
 
-    return _csv_rows(path, required, rejected, delimiter, as_dict, encoding, skip)
+    return _csv_rows(path, required, rejected, delimiter, as_dict, encoding, skip, spaces)
 
 
 def read_columns(
@@ -143,6 +145,7 @@ def _csv_rows(
     shape: Callable[[list[str]], Callable[[list[str]], Cells]],
     encoding: str | None = None,
     skip: int = 0,
+    spaces: bool = True,
 ) -> Iterator[tuple[int, Cells]]:
     """Each row's first line and what `shape`, given the header, makes of the row."""
     line = 1 + skip
@@ -150,7 +153,7 @@ def _csv_rows(
         for _ in range(skip):
             handle.readline()
         try:
-            reader = csv.reader(handle, delimiter=delimiter, strict=True)
+            reader = csv.reader(handle, delimiter=delimiter, strict=True, skipinitialspace=not spaces)
             header = [name.strip() for name in next(reader, [])]
             require_columns(f"{path}:{line}", header, required)
             refuse_repeated(path, header)
@@ -159,6 +162,8 @@ def _csv_rows(
             for row in reader:
                 if len(row) == width:
                     yield line, made_of(row)
+                elif len(row) > width and not any(row[width:]):  # separators behind the last column
+                    yield line, made_of(row[:width])
                 elif row:
                     detail = f"{len(row)} fields, the header has {width}"
                     rejected.append(Rejected(str(path), line, None, "wrong number of fields", detail))
@@ -166,7 +171,7 @@ def _csv_rows(
         except GZIP_ERRORS as error:
             raise ValueError(f"{path}:{line}: {broken_gzip(error)}") from error
         except csv.Error as error:
-            hint = "" if "field larger" in str(error) else "; is a quotation mark open, or the separator another?"
+            hint = "; is a quotation mark open, or the separator another?"
             raise ValueError(f"{path}:{line}: not CSV: {error}{hint}") from error
 
 

@@ -140,10 +140,7 @@ def label_states(value: Any, states: Mapping[str, Any]) -> dict[str, int | None]
     """
     labels = {name: parse_state(name, _state(cell)) for name, cell in states.items()}
     if isinstance(value, str) and value.strip().startswith("{"):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise EntryError("impossible label", f"labels {value!r:.100} is not JSON: {error}") from error
+        value = _object_of(value)
     if isinstance(value, Mapping):
         return labels | {name: parse_state(name, _state(state)) for name, state in value.items()}
     names = as_list(value)
@@ -156,6 +153,17 @@ def label_states(value: Any, states: Mapping[str, Any]) -> dict[str, int | None]
             raise EntryError("impossible label", f"{name!r:.60} in labels is no name")
     words = [text_of(name) for name in names]
     return labels | {word: 1 for word in words if word and word.lower() not in MISSING}
+
+
+def _object_of(text: str) -> Any:
+    """An object written as text, JSON's or Python's."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        try:
+            return ast.literal_eval(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            raise EntryError("impossible label", f"labels {text!r:.100} is not JSON: {error}") from error
 
 
 def _is_list(value: Any) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from hf_medvlm.data.images.dicom import DICOM_SUFFIXES
@@ -36,11 +36,14 @@ class ImagePaths:
         self._names: dict[str, list[str]] | None = None
         self._uids: dict[str, list[tuple[str, str | None]]] | None = None
 
-    def find(self, text: str) -> list[tuple[str, str | None]]:
+    def find(self, text: str, near: Sequence[str] = ()) -> list[tuple[str, str | None]]:
         """(path relative to the folder, view where a DICOM file says it) of the image that a cell names.
 
-        Several where it is the UID of a study. A path that no file answers to is returned as it is: that it is missing
-        is for the check of the images to count.
+        Several where it is the UID of a study or a folder. A path that no file answers to is returned as it is: that
+        it is missing is for the check of the images to count.
+
+        Args:
+            near: names of folders (of the patient, the study): of several files, the one in such a folder is meant.
 
         Raises:
             EntryError: no path, one that leaves the folder, or one that fits several files.
@@ -54,8 +57,12 @@ class ImagePaths:
         if self._is_file(path):
             return [(path, None)]
         matches = self._matches(path)
-        if len(matches) == 1:
-            return [(self._say("ending, case or folder", text, matches[0]), None)]
+        if not matches and (inside := self._images_in(path)):
+            self._say("name, that of a folder of images", text, inside[0])
+            return [(image, None) for image in inside]
+        closest = [name for name in matches if set(name.split("/")[:-1]) & set(near)]
+        if len(matches) == 1 or len(closest) == 1:
+            return [(self._say("ending, case or folder", text, (closest or matches)[0]), None)]
         if len(matches) > 1:
             raise EntryError("ambiguous image", f"{text!r} fits {len(matches)} files: {', '.join(matches[:3])}")
         return self._by_uid(text) or [(path, None)]
@@ -113,7 +120,21 @@ class ImagePaths:
         if exact or whole:
             return exact
         below = [name for name in names if _without_suffix(name).endswith(f"/{stem}")]
-        return below or [name for name in names if stem.endswith(f"/{_without_suffix(name)}")]
+        return below or [name for name in names if stem.endswith(f"/{_without_suffix(name)}")] or self._padded(stem)
+
+    def _padded(self, stem: str) -> list[str]:
+        """Files whose name is the number `stem` with the leading zeros that a spreadsheet has taken off."""
+        if not stem.isdecimal():
+            return []
+        index = self._index()
+        return [path for name in index if name.isdecimal() and int(name) == int(stem) for path in index[name]]
+
+    def _images_in(self, path: str) -> list[str]:
+        """The images in a folder of the image folder, where `path` is one; not those of the folders below it."""
+        if self.folder is None or not (place := self.folder / path).is_dir():
+            return []
+        names = [name for name in sorted(os.listdir(place)) if _is_image(name)]
+        return [f"{path.rstrip('/')}/{name}" for name in names if (place / name).is_file()]
 
     def _index(self) -> dict[str, list[str]]:
         """Name without ending, in lower case -> the images of the folder that are called so."""
@@ -142,6 +163,11 @@ class ImagePaths:
         return self._uids
 
 
+def _is_image(name: str) -> bool:
+    """Whether a file may be an image by its name; DICOM files often have no ending, and macOS leaves `._` files."""
+    return not name.startswith(".") and (name.lower().endswith(IMAGE_SUFFIXES) or "." not in name)
+
+
 def _without_suffix(path: str) -> str:
     lower = path.lower()
     return lower[: -len(PurePosixPath(lower).suffix)] if lower.endswith(IMAGE_SUFFIXES) else lower
@@ -152,7 +178,7 @@ def _images_below(folder: Path) -> Iterator[str]:
     for place, folders, files in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
-            if name.lower().endswith(IMAGE_SUFFIXES) or "." not in name:
+            if _is_image(name):
                 yield (Path(place) / name).relative_to(folder).as_posix()
 
 

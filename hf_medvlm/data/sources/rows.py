@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import csv
 import datetime
+import itertools
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,16 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", ".psv": "|"}
 JSON_LINES, JSON_LIST = (".jsonl", ".ndjson"), (".json",)
 EXCEL = (".xlsx", ".xlsm")
-NOT_READ = (".xls", ".ods", ".xlsb", ".sav", ".dta", ".sqlite", ".db", ".feather", ".pkl", ".pickle", ".npz", ".npy")
+PACKED = (".zip", ".bz2", ".xz", ".7z", ".rar", ".tar", ".tgz", ".zst")
+PARQUET = (b"PAR1",)
+MAGIC = {
+    b"PK\x03\x04": "an Excel file or a ZIP; if it is Excel's, let its name end in .xlsx",
+    b"\xd0\xcf\x11\xe0": "an old Excel file; save it as .xlsx or .csv",
+    b"PAR1": "a Parquet file; let its name end in .parquet",
+}
+"""How files begin that are no text, whatever they are called."""
+
+TITLE_LINES = 20  # lines above the header at most
 KINDS = "a .csv, .tsv, .jsonl, .json, .xlsx or .parquet file, a folder, or a Hub id"
 
 Entry = tuple[str, int, dict[str, Any]]
@@ -44,6 +55,10 @@ def table_rows(path: str, encoding: str | None, rejected: list[Rejected], notes:
     if not path.strip("/. "):
         raise ValueError(f"--dataset {path!r}: name a table, a folder with one, or an id on the Hub")
     suffix = Path(path.lower().removesuffix(".gz")).suffix
+    if suffix == ".xls" and _is_separated(path):  # what many a system exports as .xls is text
+        suffix = ".tsv"
+    if suffix in PACKED and Path(path).is_file():
+        raise ValueError(f"{path}: a packed file; unpack it and name the table in it")
     if suffix in SEPARATED:
         yield from _separated(path, SEPARATED[suffix], encoding, rejected, notes)
     elif suffix in JSON_LINES:
@@ -52,7 +67,7 @@ def table_rows(path: str, encoding: str | None, rejected: list[Rejected], notes:
         yield from _json_list(path, encoding, rejected, notes)
     elif suffix in EXCEL:
         yield from _excel(path, rejected, notes)
-    elif suffix in NOT_READ or (suffix == ".parquet" and not Path(path).exists()):
+    elif (suffix == ".parquet" and not Path(path).exists()) or (Path(path).is_file() and not _is_parquet(path)):
         wrong = "no such file" if not Path(path).is_file() else "not a table this reads"
         raise ValueError(f"{path}: {wrong}; give {KINDS} (Excel, pandas and R save .csv files)")
     elif Path(path).is_dir() and (tables := _tables_in(Path(path))):
@@ -63,17 +78,74 @@ def table_rows(path: str, encoding: str | None, rejected: list[Rejected], notes:
         yield from hub_rows(path)
 
 
+def _is_separated(path: str) -> bool:
+    if not Path(path).is_file():
+        return False
+    with open(path, "rb") as handle:
+        start = handle.read(4096)
+    return not any(map(start.startswith, MAGIC)) and any(mark in start for mark in (b"\t", b";", b","))
+
+
+def _is_parquet(path: str) -> bool:
+    check_regular(path)
+    with open(path, "rb") as handle:
+        return handle.read(4) in PARQUET or path.lower().endswith(".parquet")
+
+
 def _separated(
     path: str, usual: str, encoding: str | None, rejected: list[Rejected], notes: list[str]
 ) -> Iterator[Entry]:
+    _refuse_no_text(path)
     with open_text(path, encoding) as handle:
         first = handle.readline()
-        skip = first.lower().startswith("sep=") and len(first.strip()) == 5  # Excel's own first line
-        delimiter = first.strip()[4] if skip else best_delimiter(_header(first, handle), usual)
+        excel = first.lower().startswith("sep=") and len(first.strip()) == 5  # Excel's own first line
+        skip = int(excel)
+        if excel:
+            delimiter = first.strip()[4]
+        else:
+            lines = [first, *itertools.islice(handle, TITLE_LINES)]
+            skip = _titles(lines, usual)
+            delimiter = best_delimiter(_header(lines[skip], [*lines[skip + 1 :], *_some(handle)]), usual)
+    name = Path(path).name
     if delimiter != usual:
-        notes.append(f"{Path(path).name}: columns are divided by {DELIMITERS.get(delimiter, repr(delimiter))}")
-    for line, row in read_csv(path, (), rejected, delimiter, encoding, skip=int(skip)):
-        yield path, line, row
+        notes.append(f"{name}: columns are divided by {DELIMITERS.get(delimiter, repr(delimiter))}")
+    if skip > excel:
+        notes.append(f"{name}: what stands above line {skip + 1} is passed over; that line holds the columns' names")
+    for line, row in read_csv(path, (), rejected, delimiter, encoding, skip, spaces=False):
+        if any("\0" in cell for cell in row.values()):
+            rejected.append(Rejected(path, line, None, "not text", "a byte 0 stands in it"))
+        else:
+            yield path, line, {column: _unprotected(cell) for column, cell in row.items()}
+
+
+def _refuse_no_text(path: str) -> None:
+    """Raise `ValueError` where a file of some other kind has the name of a table."""
+    check_regular(path)
+    with open(path, "rb") as handle:
+        start = handle.read(64)
+    what = next((what for magic, what in MAGIC.items() if start.startswith(magic)), None)
+    if start.lstrip(b"\xef\xbb\xbf \r\n").lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<table")):
+        what = "a web page (of a log-in or an error?) or XML; export the table as .csv"
+    if what:
+        raise ValueError(f"{path}: no table of text but {what}")
+
+
+def _titles(lines: Sequence[str], usual: str) -> int:
+    """How many lines stand above the header: blank ones, and titles of one cell where a line of several follows."""
+    for number, line in enumerate(lines):
+        cells = next(csv.reader([line], delimiter=best_delimiter(line, usual)), [])
+        if sum(bool(cell.strip()) for cell in cells) > 1 or line.count('"') % 2:
+            return number
+    return 0
+
+
+def _some(handle: Iterable[str]) -> Iterable[str]:
+    return itertools.islice(handle, 1000)
+
+
+def _unprotected(cell: str) -> str:
+    """A cell without the `="..."` by which exports keep Excel from reading ids as numbers."""
+    return cell[2:-1] if cell.startswith('="') and cell.endswith('"') and len(cell) > 3 else cell
 
 
 def _header(first: str, rest: Iterable[str]) -> str:
@@ -145,6 +217,13 @@ def _tables_of(path: str, content: Any, notes: list[str]) -> list[tuple[dict[str
     if isinstance(content, list):
         return [({}, content)]
     named = content if isinstance(content, dict) else {}
+    if {"columns", "data"} <= named.keys() and isinstance(named["columns"], list) and isinstance(named["data"], list):
+        return [({}, [dict(zip(named["columns"], row, strict=False)) for row in named["data"]])]
+    if {"images", "annotations"} <= named.keys():
+        raise ValueError(
+            f"{path}: images and annotations apart, as in COCO; make one list of objects, each with an image and its "
+            "text"
+        )
     lists = {name: value for name, value in named.items() if isinstance(value, list)}
     if lists and all(isinstance(row, dict) for rows in lists.values() for row in rows[:3]):
         if len(lists) > 1 or next(iter(lists)).lower() in SPLIT_NAMES:
@@ -171,14 +250,21 @@ def _excel(path: str, rejected: list[Rejected], notes: list[str]) -> Iterator[En
         sheet = book.worksheets[0]
         rows = [list(row) for row in sheet.iter_rows(values_only=True)]
     except Exception as error:  # on a broken ZIP or XML openpyxl raises any kind of error
-        raise ValueError(f"{path}: not an Excel file, or a broken one ({' '.join(str(error).split())})") from error
+        raise ValueError(
+            f"{path}: not an Excel file, or a broken one ({' '.join(str(error).split())}); if it is text, let its name "
+            "end in .csv"
+        ) from error
     if len(book.worksheets) > 1:
         notes.append(f"{Path(path).name}: of {len(book.worksheets)} sheets the first, {sheet.title!r}, is read")
-    header = [str(cell).strip() if cell is not None else "" for cell in (rows[0] if rows else [])]
+    filled = [sum(cell is not None for cell in row) for row in rows]
+    top = next((n for n, count in enumerate(filled[: TITLE_LINES + 1]) if count > 1), 0)
+    if top:
+        notes.append(f"{Path(path).name}: what stands above row {top + 1} is passed over; it holds the columns' names")
+    header = [str(cell).strip() if cell is not None else "" for cell in (rows[top] if rows else [])]
     while header and not header[-1]:
         header.pop()
     refuse_repeated(path, header)
-    for number, cells in enumerate(rows[1:], start=2):
+    for number, cells in enumerate(rows[top + 1 :], start=top + 2):
         values = [_excel_cell(cell) for cell in cells[: len(header)]]
         if any(value is not None for value in cells[len(header) :]):
             rejected.append(Rejected(path, number, None, "wrong number of fields", "a cell beyond the header's last"))
@@ -189,6 +275,8 @@ def _excel(path: str, rejected: list[Rejected], notes: list[str]) -> Iterator[En
 def _excel_cell(value: Any) -> Any:
     if isinstance(value, datetime.datetime):
         return value.isoformat(sep=" ", timespec="seconds").removesuffix(" 00:00:00")
+    if isinstance(value, str):
+        return re.sub("_x000[dD]_", "\r", value)  # a carriage return, as Excel writes it in XML
     return value.isoformat() if isinstance(value, (datetime.date, datetime.time)) else value
 
 
@@ -204,7 +292,8 @@ def _tables_in(folder: Path) -> list[Path]:
     if there:
         return there
     tables = [folder / name for name in sorted(os.listdir(folder)) if Path(name.lower()).suffix in readable]
-    tables = [path for path in tables if path.is_file() and not path.name.lower().startswith(("readme", "licen"))]
+    passed_over = ("readme", "licen", ".", "~$")  # the last are what macOS and an open Excel leave
+    tables = [path for path in tables if path.is_file() and not path.name.lower().startswith(passed_over)]
     if len(tables) > 1:
         names = {path.stem.lower() for path in tables}
         if names <= SPLIT_NAMES.keys():

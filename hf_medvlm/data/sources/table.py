@@ -10,9 +10,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from hf_medvlm.data.sources.rows import Entry, table_rows
 from hf_medvlm.data.study import Study, StudyImage
 
 logger = logging.getLogger(__name__)
+_ROUNDED = re.compile(r"\d[.,]\d+[eE]\+\d+")  # what Excel writes in place of a long number
 
 
 def load_table(
@@ -65,6 +67,7 @@ def load_table(
         split_column: without it a column `split` (or the data set's own splits) is taken if it holds nothing but names
             of train, validate and test, train among them; else the split is by patient.
         date_column: orders a patient's studies and links each to its prior.
+        image_column: a column, or several divided by commas where each view has its own.
         image_folder: paths are relative to it; absolute ones inside it are made so.
         cache_folder: where images that lie inside a data set are exported; their paths are relative to it.
         encoding: of a text file; by default UTF-8, or what its byte order mark says.
@@ -82,11 +85,12 @@ def load_table(
     rows = list(table_rows(path, encoding, rejected, notes))
     names = list(dict.fromkeys(name for _, _, row in rows for name in row))
     if not rows:
-        first = f"; the first that is broken: {rejected[0]}" if rejected else ""
+        hint = "; a text that holds the separator must stand in quotation marks"
+        first = f"; the first that is broken: {rejected[0]}{hint}" if rejected else ""
         raise ValueError(f"{path}: no rows below the header{first}")
     columns = recognise(path, names, image_column, text_columns, patient_column, split_column, date_column, needs_text)
     columns.split = _usable_split_column(rows, split_column, columns.split, held_out)
-    columns.date = _usable_date_column(rows, date_column, columns.date, notes)
+    columns.date, columns.time = _usable_dates(rows, date_column, columns, notes)
     embedded = EmbeddedImages(path, image_folder, cache_folder)
     reader = _Reader(columns, ImagePaths(image_folder), embedded, needs_text)
     entries = []
@@ -128,7 +132,7 @@ class _Reader:
             EntryError: anything in the row that a study cannot have.
         """
         columns = self.columns
-        images = self._images(row)
+        images = self._images(row, filter(None, (study_id, _id(row, columns.patient))))
         study_id = study_id or str(Path(images[0].path).with_suffix(""))
         texts: dict[str, list[str]] = defaultdict(list)
         for column, section in columns.texts.items():
@@ -142,7 +146,6 @@ class _Reader:
         also: dict[str, Any] = {name: self.missing.text(row.get(column)) for name, column in columns.picked.items()}
         prior = _id(row, columns.picked.get("prior_study_id"))
         also.pop("prior_study_id", None)
-        date = text_of(row.get(columns.date)) if columns.date else ""
         states = {finding: row.get(column) for column, finding in columns.labels.items()}
         return Study(
             study_id=study_id,
@@ -150,25 +153,35 @@ class _Reader:
             split=SPLIT_NAMES[text_of(row[columns.split]).lower()] if columns.split else None,
             images=images,
             labels=label_states(row.get(columns.label_lists) if columns.label_lists else None, states),
-            study_date=parse_date(date) if date else None,
+            study_date=_moment(row, columns.date, columns.time),
             prior_study_id=prior or None,
             **{name: value for name, value in {**also, **text}.items() if value},
         )
 
-    def _images(self, row: Mapping[str, Any]) -> tuple[StudyImage, ...]:
+    def _images(self, row: Mapping[str, Any], near: Iterable[str]) -> tuple[StudyImage, ...]:
+        """The images of a row; of several files that a path fits, the one in a folder named by one of `near`."""
         found: list[tuple[str, str | None]] = []
-        for cell in image_cells(row.get(self.columns.image), self.missing):
+        folders = tuple(near)
+        for cell in self._image_cells(row):
             if isinstance(cell, Mapping) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
                 if not self.embedded.from_data_set(cell["path"]):
-                    found += [(path, cell.get("view") or view) for path, view in self.paths.find(cell["path"])]
+                    paths = self.paths.find(cell["path"], folders)
+                    found += [(path, cell.get("view") or view) for path, view in paths]
                     continue
             if isinstance(cell, (Mapping, bytes)):
                 found.append((self.embedded.find(cell), None))
             else:
-                found += self.paths.find(cell)
+                found += self.paths.find(cell, folders)
         views = as_list(row.get(self.columns.view)) if self.columns.view else [None]
         views_of = pair_views(views, len(found))
         return tuple(StudyImage(path, view or said) for (path, said), view in zip(found, views_of, strict=True))
+
+    def _image_cells(self, row: Mapping[str, Any]) -> list[Any]:
+        first, *others = self.columns.images
+        cells = image_cells(row.get(first), self.missing)
+        for column in others:
+            cells += image_cells(row.get(column), self.missing)
+        return [cell for cell in cells if cell] or cells[:1] if others else cells
 
 
 def _id(row: Mapping[str, Any], column: str | None) -> str:
@@ -179,6 +192,8 @@ def _id(row: Mapping[str, Any], column: str | None) -> str:
         text = id_text(row.get(column), column)
     except ValueError as error:
         raise EntryError("impossible id", str(error)) from error
+    if _ROUNDED.fullmatch(text):
+        raise EntryError("impossible id", f"{text!r} in column {column!r} has lost digits; format the column as text")
     return "" if text.lower() in ("nan", "none", "null", "<na>", "n/a") else text
 
 
@@ -206,18 +221,38 @@ def _usable_split_column(rows: Sequence[Entry], named: str | None, column: str |
     return None
 
 
-def _usable_date_column(rows: Sequence[Entry], named: str | None, column: str | None, notes: list[str]) -> str | None:
-    """The named date column, or one called `study_date`; a recognised one only if every date in it can be read."""
-    if column is None or named or column == "study_date":
-        return column
+def _moment(row: Mapping[str, Any], date: str | None, time: str | None) -> str | None:
+    """The date of a row, with its time where there is one; dates that pandas made floats (20200131.0) are dates."""
+    day = id_text(row.get(date), date) if date and isinstance(row.get(date), (str, float)) else text_of(row.get(date))
+    clock = text_of(row.get(time)).replace(":", "") if time else ""
+    return parse_date(day, id_text(clock, str(time))) if date and day else None
+
+
+def _usable_dates(
+    rows: Sequence[Entry], named: str | None, columns: Columns, notes: list[str]
+) -> tuple[str | None, str | None]:
+    """The columns of dates and times: the named date column, or one called `study_date`; recognised ones only if every
+    date, and every time, in them can be read."""
+    date, time = columns.date, columns.time
+    if time and (problem := _unreadable(rows, date, time)) and not _unreadable(rows, date, None):
+        notes.append(f"column {time!r} is not used for times: {problem}")
+        time = None
+    if date is None or named or date == "study_date":
+        return date, time
+    if problem := _unreadable(rows, date, None):
+        notes.append(f"column {date!r} is not used for dates: {problem}")
+        return None, None
+    return date, time
+
+
+def _unreadable(rows: Sequence[Entry], date: str | None, time: str | None) -> str | None:
+    """The first row whose date, or time, cannot be read."""
     for _, line, row in rows:
         try:
-            text = text_of(row.get(column))
-            parse_date(text) if text else None
+            _moment(row, date, time)
         except EntryError as error:
-            notes.append(f"column {column!r} is not used for dates: line {line}: {error.detail}")
-            return None
-    return column
+            return f"line {line}: {error.detail}"
+    return None
 
 
 def _merge(entries: Sequence[tuple[str, int, Study]], rejected: list[Rejected]) -> Corpus:
