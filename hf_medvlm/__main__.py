@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from hf_medvlm import __version__
+from hf_medvlm.data.secrets import masked
 
 # Name -> (module, help in one line). `hf_medvlm/commands/__init__.py` says what such a module holds.
 COMMANDS = {
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_MEDVLM_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         sys.exit(1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,12 +21,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Push and print the address, or list the files with `--dry_run`."""
-    from hf_medvlm.sharing.hub import files_to_push, push, write_model_card
+    from hf_medvlm.sharing.hub import check_weights, content_to_push, files_to_push, push, write_model_card
 
     if args.dry_run:
         write_model_card(args.folder, args.repo)
+        check_weights(Path(args.folder))
         for path in files_to_push(args.folder):
-            print(f"{path.stat().st_size:>14,} bytes  {path.name}")
+            content = content_to_push(path)
+            size = len(content) if isinstance(content, bytes) else path.stat().st_size
+            print(f"{size:>14,} bytes  {path.name}")
         return
     acknowledged = args.hub_public_acknowledged
     print(push(args.folder, args.repo, private=not args.public, public_acknowledged=acknowledged))

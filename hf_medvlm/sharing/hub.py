@@ -5,12 +5,16 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tempfile
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_medvlm.data.files import atomic_open
+from hf_medvlm.data.licences import is_open
+from hf_medvlm.data.secrets import masked, masked_values
 from hf_medvlm.sharing.model_card import CARD, model_card, read_run
 
 if TYPE_CHECKING:
@@ -69,6 +73,57 @@ def files_to_push(output_dir: str | Path) -> list[Path]:
     return sorted(path for path in named if path.is_file() and not path.is_symlink())
 
 
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_LOCAL = re.compile(r"(file:|[/~\\]|\.{1,2}[/\\]|[A-Za-z]:[/\\])[^\n{}]+")
+_DESCRIPTIONS = ("*config.json", "inference.json", "special_tokens_map.json")
+"""The files whose values may name places; the other JSON files are word lists."""
+
+
+def content_to_push(path: Path) -> bytes | Path:
+    """What a push sends of a file: the file itself, or a description without paths of this machine and without secrets.
+
+    Raises:
+        ValueError: a description that is no JSON.
+    """
+    if not any(fnmatch(path.name, pattern) for pattern in _DESCRIPTIONS):
+        return path
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON: {error}; save the model again") from error
+    after = masked_values(_without_places(before))
+    return path if after == before else (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_places(value: Any, name: str = "") -> Any:
+    """`value` with null where a text is a path of this machine, or a `..._name_or_path` that is no Hub id."""
+    if isinstance(value, dict):
+        return {key: _without_places(part, key) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_places(part, name) for part in value]
+    if isinstance(value, str) and value:
+        if name.endswith("name_or_path") and (not _HUB_ID.fullmatch(value) or Path(value).exists()):
+            return None
+        if len(value) > 1 and _LOCAL.fullmatch(value):
+            return None
+    return value
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `ValueError` where a run has no weights, or weights that are cut short."""
+    from safetensors import SafetensorError, safe_open
+
+    weights = [path for path in files_to_push(folder) if path.suffix == ".safetensors"]
+    if not weights:
+        raise ValueError(f"{folder} holds no *.safetensors, so there is no model to push; name a finished run")
+    for path in weights:
+        try:
+            with safe_open(path, "np"):
+                pass
+        except SafetensorError as error:
+            raise ValueError(f"{path} is cut short or no safetensors ({error}); save the model again") from error
+
+
 def names_to_push(model: PreTrainedModel, processor: ProcessorMixin | None) -> list[str]:
     """The files a push of this model would send, before there is a run: what `--dry_run` lists.
 
@@ -113,8 +168,7 @@ def push(
     info = read_run(folder)
     if not private and not public_acknowledged:
         check_may_be_public(info)
-    if not any(path.suffix == ".safetensors" for path in files_to_push(folder)):
-        raise ValueError(f"{folder} holds no *.safetensors, so there is no model to push; name a finished run")
+    check_weights(folder)
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -124,30 +178,35 @@ def push(
                 "--hub_private_repo False to push to a public one"
             )
         write_model_card(folder, url.repo_id)
-        sent = [CommitOperationAdd(path.name, path) for path in files_to_push(folder)]
+        sent = [CommitOperationAdd(path.name, content_to_push(path)) for path in files_to_push(folder)]
         api.create_commit(url.repo_id, sent, commit_message=f"{info.get('model_class', 'Model')} from hf_medvlm")
     except ValueError:
         raise
     except Exception as error:  # the Hub's client raises errors of several libraries, which differ by its version
         raise OSError(
-            f"the push to {repo_id} failed: {_first_line(error)}; the run is safe in {folder}; "
+            f"the push to {repo_id} failed: {masked(_first_line(error))}; the run is safe in {folder}; "
             f"try again with: python -m hf_medvlm push {folder} {repo_id}"
         ) from error
     return str(url)
 
 
 def check_may_be_public(info: dict[str, Any]) -> None:
-    """Refuse a public repository for weights that saw credentialed data, or data whose terms nobody stated.
+    """Refuse a public repository for weights that saw data whose licence is not known to be open (`is_open`).
 
     Raises:
         ValueError: with what was found and the way out.
     """
-    stated = [*info.get("licences", []), *info.get("sources", [])]
+    licences, unstated = info.get("licences") or [], info.get("studies_without_licence") or 0
+    stated = [*licences, *(info.get("sources") or [])]
     reason = None
     if any(word in text.lower() for text in [*stated, str(info.get("dataset", ""))] for word in CREDENTIALED):
         reason = f"these weights saw credentialed data ({'; '.join(stated) or info.get('dataset')})"
-    elif not info.get("licences"):
+    elif not licences:
         reason = f"nobody stated the licence of the data these weights saw ({info.get('dataset', 'unknown data')})"
+    elif unstated:
+        reason = f"nobody stated the licence of {unstated:,} of the studies that these weights saw"
+    elif closed := [licence for licence in licences if not is_open(licence)]:
+        reason = f"these weights saw data under {closed[0]!r}, which is none of the licences known to be open"
     if reason:
         raise ValueError(
             f"{reason}, so they do not go into a public repository. Leave --hub_private_repo at True; or, where the "
@@ -168,7 +227,7 @@ def why_hub_unreachable(token: str | None = None) -> str | None:
     except LocalTokenNotFoundError:
         return "no token; run `hf auth login`, or give --hub_token"
     except Exception as error:  # as in `push`
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = masked(_first_line(error))
         return (
             f"the Hub did not answer as it should ({reason}); push later with: python -m hf_medvlm push <folder> <repo>"
         )

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.data.licences import is_open
 from hf_medvlm.metrics.clinical import MISSING, missing_lines
 
 CARD = "README.md"
@@ -112,22 +114,45 @@ def _model_type(folder: Path) -> str:
     return str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "")) if path.is_file() else ""
 
 
+KNOWN_SOURCES = ("synthetic", "MIMIC-CXR", "IU X-ray (Open-i)", "NIH ChestX-ray14", "ROCO", "VQA-RAD", "SLAKE")
+KNOWN_LICENCES = ("PhysioNet Credentialed Health Data License 1.5.0", "CC BY-NC-ND 4.0")
+
+
+def _named(values: list[str], known: tuple[str, ...], is_known: Callable[[str], bool], what: str) -> str:
+    """Values that everybody knows by their name; of all others, which may be a ward's or a person's, the number."""
+    names = [value for value in values if value in known or is_known(value)]
+    others = len(values) - len(names)
+    return "; ".join([*names, *([f"{others} {what}"] if others else [])])
+
+
+def _words_of(info: dict[str, Any]) -> str:
+    """What the pushed tokenizer holds of the reports, where it was trained on them."""
+    words = info.get("tokenizer_words")
+    return f" The tokenizer was trained on the reports; it holds {words}." if isinstance(words, str) else ""
+
+
 def _data(info: dict[str, Any]) -> str:
     dataset = str(info.get("dataset", "not stated"))
-    shown = dataset if is_named_on_the_hub(dataset) else Path(dataset).name
+    named = is_named_on_the_hub(dataset) or dataset in ("synthetic", "not stated")
+    shown = dataset if named else "files of its owner's"
+    unstated = info.get("studies_without_licence") or 0
+    licences = _named(info.get("licences") or [], KNOWN_LICENCES, is_open, "not among those known to be open")
+    if licences and unstated:
+        licences += f"; {unstated:,} studies without any"
     sizes = ", ".join(f"{count:,} {split}" for split, count in (info.get("split_sizes") or {}).items())
     rows = {
         "data set": shown,
-        "sources": "; ".join(info.get("sources") or []) or "not stated",
-        "licence of the data": "; ".join(info.get("licences") or [])
-        or "not stated: find out before you share anything",
+        "sources": _named(info.get("sources") or [], KNOWN_SOURCES, lambda _: False, "named in the data")
+        or "not stated",
+        "licence of the data": licences or "not stated: find out before you share anything",
         "studies": sizes or "not stated",
         "patients": f"{info['patients']:,}" if info.get("patients") else "not stated",
         "left out": "; ".join(f"{n} x {why}" for why, n in (info.get("rejected") or {}).items()) or "nothing",
         "hash of the studies": f"`{info.get('data_hash', 'not stated')}`",
     }
     table = "\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items())
-    return "| | |\n|---|---|\n" + table + "\n\nNo text, image or identifier of a study is part of this repository."
+    held = f"No text, image or identifier of a study is a file of this repository.{_words_of(info)}"
+    return f"| | |\n|---|---|\n{table}\n\n{held} Weights can give back what they were trained on."
 
 
 def _scores(results: dict[str, Any]) -> str:

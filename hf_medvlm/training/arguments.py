@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
+from hf_medvlm.data.secrets import masked_command
 from hf_medvlm.shipped import find_shipped
 from hf_medvlm.training.deepspeed import check_deepspeed, join_processes, read_deepspeed, stand_alone
 from hf_medvlm.training.folders import choose_output_dir
@@ -110,6 +111,10 @@ class MedVLMArguments(TrainingArguments):
     evaluate_only: bool = option(False, "score the model as it is; train and save nothing")
     dry_run: bool = option(False, "check everything, say what a run would do, and train nothing")
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled, into the folder's `training_args.bin` too: everything but the token."""
+        return vars(self) | {"hub_token": None}
+
     def __post_init__(self) -> None:
         self.use_cpu = self.use_cpu or not torch.accelerator.is_available()
         if self.tf32 and not is_torch_tf32_available():
@@ -167,7 +172,7 @@ def parse(
             ZeRO-3 wants it.
 
     Returns:
-        A namespace with one instance a group, and `command`, the command line as it was given.
+        A namespace with one instance a group, and `command`, the command line as it was given, its secrets masked.
 
     Raises:
         SystemExit: an unknown option or key, or a value that cannot be; the message names the nearest known name.
@@ -216,7 +221,7 @@ def parse(
         set_seed(built["training"].seed)  # the recipe builds its model next, in every process the same one
     except (ValueError, ImportError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
-    return SimpleNamespace(**built, recipe=Path(recipe).stem, command=" ".join([Path(recipe).name, *argv]))
+    return SimpleNamespace(**built, recipe=Path(recipe).stem, command=masked_command([Path(recipe).name, *argv]))
 
 
 def _agree_on_output_dir(training: TrainingArguments) -> None:

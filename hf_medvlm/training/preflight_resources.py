@@ -6,7 +6,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from hf_medvlm.data.load import Splits
 from hf_medvlm.sharing.hub import check_may_be_public, names_to_push, why_hub_unreachable
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.deepspeed import read_deepspeed
+from hf_medvlm.training.provenance import provenance
 
 if TYPE_CHECKING:
     from hf_medvlm.training.trainer import MedVLMTrainer
@@ -36,7 +37,7 @@ def check_resources(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args
     _metrics(checks)
     check_trackers(checks, args.training.report_to)
     if args.training.push_when_done:
-        _hub(checks, trainer, splits, args.training)
+        _hub(checks, trainer, splits, args)
 
 
 def training_bytes(sizes: list[tuple[int, int, bool]], stage: int = 0, processes: int = 1) -> int:
@@ -119,21 +120,16 @@ def check_trackers(checks: Checks, names: list[str]) -> None:
             checks.add(OK, "tracker", f"{tracker} is installed")
 
 
-def _hub(checks: Checks, trainer: MedVLMTrainer, splits: Splits, training: Any) -> None:
+def _hub(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> None:
+    training = args.training
     private = training.hub_private_repo is not False
     model = trainer.accelerator.unwrap_model(trainer.model)
     names = ", ".join(names_to_push(model, trainer.processing_class))
     place = f"{training.hub_model_id or Path(training.output_dir).name} ({'private' if private else 'public'})"
     checks.add(OK, "push", f"when done, to {place}, of the run only: {names}")
     if not private and not training.hub_public_acknowledged:
-        studies = [study for split in splits.studies.values() for study in split]
-        terms = {
-            "dataset": splits.name,
-            "licences": sorted({study.licence for study in studies if study.licence}),
-            "sources": sorted({study.source for study in studies if study.source}),
-        }
         try:
-            check_may_be_public(terms)
+            check_may_be_public(provenance(splits, args))
         except ValueError as error:
             checks.add(STOP, "push", str(error))
     reason = why_hub_unreachable(training.hub_token)

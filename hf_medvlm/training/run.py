@@ -23,6 +23,7 @@ from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.data.secrets import masked, masked_values
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.evaluation.base import Scores, without_nan
 from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
@@ -30,6 +31,7 @@ from hf_medvlm.training.folders import RUN_FILE, last_checkpoint
 from hf_medvlm.training.lora import is_adapted, write_merged
 from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.preflight import preflight
+from hf_medvlm.training.provenance import provenance
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "deepspeed", "numpy", "pillow")
@@ -45,7 +47,7 @@ def run(main: Callable[[], Any]) -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_MEDVLM_DEBUG"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {masked(str(error))}", file=sys.stderr)
         print("(HF_MEDVLM_DEBUG=1 shows where this was raised)", file=sys.stderr)
         sys.exit(1)
     leave_processes()
@@ -148,7 +150,8 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
             "images_per_second": round(throughput.images_per_second(), 2),
             "peak_memory_mb": peak_memory_mb(),
         }
-        write_json(folder / RUN_FILE, without_nan(describe_run(trainer, splits, args) | cost))
+        described = masked_values(describe_run(trainer, splits, args) | cost, [training.hub_token])
+        write_json(folder / RUN_FILE, without_nan(described))
         finish(folder, args)
     trainer.accelerator.wait_for_everyone()
     return results
@@ -253,13 +256,11 @@ def describe_run(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) 
         "model_class": type(model).__name__,
         "parameters": sum(n for n, _ in parameters),
         "trainable_parameters": sum(n for n, trainable in parameters if trainable),
-        "dataset": splits.name,
+        **provenance(splits, args, trainer.processing_class),
         "image_folder": str(splits.image_folder),
         "data_hash": data_hash(splits),
         "split_sizes": {split: len(found) for split, found in splits.studies.items()},
         "patients": len({study.patient_id for study in studies}),
-        "licences": sorted({study.licence for study in studies if study.licence}),
-        "sources": sorted({study.source for study in studies if study.source}),
         "rejected": splits.rejections(),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,

@@ -238,7 +238,8 @@ def test_the_card_says_what_a_reader_must_know(run_folder):
         "| `mean_auc` | undefined |",
         "- `bleu4`: 13a tokens \\| cased",
         "200 studies.",
-        "| data set | master.jsonl |",
+        "| data set | files of its owner's |",
+        "| sources | 1 named in the data |",
     ):
         assert part in card
     assert "| Edema | 0.250 [0.100 to 0.400], 1 of 4 |  |" in card

@@ -24,6 +24,7 @@ from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option, split_names
 from hf_medvlm.training.contrastive import ContrastiveTrainer
 from hf_medvlm.training.parts import PartArguments, prepare_parts
+from hf_medvlm.training.words import learnable
 
 DEFAULTS = {"metric_for_best_model": "task_score", "greater_is_better": True}
 
@@ -129,7 +130,7 @@ def load_biovil_t(
     """
     path = options.model_name_or_path
     if path is None:
-        tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
+        tokenizer = train_tokenizer(learnable(splits.train, lambda study: [study.text(options.sections)]))
         size = options.image_size or 96
         return BioViLTModel.tiny(tokenizer, **changes), BioViLTProcessor(BioViLTImageProcessor(size, size), tokenizer)
     if is_published(path):

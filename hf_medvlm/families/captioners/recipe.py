@@ -23,6 +23,7 @@ from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.parts import PartArguments, prepare_parts
 from hf_medvlm.training.trainer import MedVLMTrainer
+from hf_medvlm.training.words import learnable
 
 DEFAULTS = {"metric_for_best_model": "cider", "greater_is_better": True}
 
@@ -62,7 +63,7 @@ def load_captioner(
     options: CaptioningArguments = args.model
     path = options.model_name_or_path
     if path is None:
-        tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
+        tokenizer = train_tokenizer(learnable(splits.train, lambda study: [study.text(options.sections)]))
         size = options.image_size or 224
         model = model_class.tiny(tokenizer, size)
         processor = model_class.tiny_processor(tokenizer, size)

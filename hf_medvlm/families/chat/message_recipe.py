@@ -37,6 +37,7 @@ from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.folders import last_checkpoint
 from hf_medvlm.training.lora import quantise
 from hf_medvlm.training.parts import parts_of, prepare_parts
+from hf_medvlm.training.words import learnable
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,9 @@ def load_chat_model(args: SimpleNamespace, splits: Splits) -> tuple[Any, Process
         raise ValueError(f"--bits {options.bits}: ZeRO-3 cannot shard quantised weights; use ds_configs/zero2.json")
     set_seed(training.seed)  # new weights are the same in all processes, and in every run
     if options.model_name_or_path is None:
-        tokenizer = train_byte_tokenizer(turn["value"] for study in splits.train for turn in turns_of(study))
+        tokenizer = train_byte_tokenizer(
+            learnable(splits.train, lambda study: [turn["value"] for turn in turns_of(study)])
+        )
         processor = tiny_qwen_processor(tokenizer, options.image_size)
         with unsharded(training):
             model: PreTrainedModel = tiny_qwen(tokenizer)

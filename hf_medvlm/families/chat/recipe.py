@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -51,6 +50,7 @@ from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.parts import prepare_parts
 from hf_medvlm.training.trainer import MedVLMTrainer
+from hf_medvlm.training.words import learnable
 
 
 def load_conversations(args: SimpleNamespace) -> Splits:
@@ -117,7 +117,7 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
     set_seed(args.training.seed)  # new weights are the same in all processes, and in every run
     aspect = args.data.image_aspect_ratio
     if options.model_name_or_path is None:
-        tokenizer = train_chat_tokenizer([SYSTEM, "USER: ASSISTANT:", *_texts(splits.train)])
+        tokenizer = train_chat_tokenizer([SYSTEM, "USER: ASSISTANT:", *learnable(splits.train, _values)])
         with unsharded(args.training):
             model = tiny_reporter(tokenizer, options.image_size)
         pixels = None
@@ -175,8 +175,8 @@ def describe_use(model: LlavaReporter, processor: LlavaProcessor, args: SimpleNa
     )
 
 
-def _texts(studies: Sequence[Study]) -> list[str]:
-    return [turn["value"] for study in studies for turn in turns_of(study)]
+def _values(study: Study) -> list[str]:
+    return [turn["value"] for turn in turns_of(study)]
 
 
 def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:

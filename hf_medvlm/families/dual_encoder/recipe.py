@@ -34,6 +34,7 @@ from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
 from hf_medvlm.training.contrastive import ContrastiveTrainer
 from hf_medvlm.training.parts import PartArguments, prepare_parts
+from hf_medvlm.training.words import learnable
 
 DEFAULTS = {"metric_for_best_model": "combined", "greater_is_better": True}
 
@@ -113,7 +114,7 @@ def load_dual_encoder(
     path, config = options.model_name_or_path, options.model_options() | bottleneck
     if path is None:
         size = options.image_size or 224
-        tokenizer = train_tokenizer(study.text(options.sections) for study in splits.train)
+        tokenizer = train_tokenizer(learnable(splits.train, lambda study: [study.text(options.sections)]))
         return model_class.tiny(tokenizer, size, **config), build_processor(tokenizer, size)
     if "," in path:
         vision, text = (name.strip() for name in path.split(",", 1))

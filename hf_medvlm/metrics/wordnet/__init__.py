@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections import defaultdict
 from functools import cache, lru_cache
 from importlib.resources import files
@@ -62,6 +63,11 @@ class WordNet:
         known, irregular = self._synsets[pos], self._exceptions[pos].get(word)
         regular = [word[: -len(old)] + new for old, new in RULES[pos] if word.endswith(old)]
         return [form for form in dict.fromkeys([word, *(regular if irregular is None else irregular)]) if form in known]
+
+    def words(self) -> frozenset[str]:
+        """Every word that stands in a name, alone or in one of several words, lower-cased; letters alone."""
+        names = (name for synsets in self._synsets.values() for name in synsets)
+        return frozenset(word for name in names for word in re.findall("[a-z]+", name))
 
     @lru_cache(maxsize=2**16)  # noqa: B019  the one instance lives as long as the process
     def synsets(self, word: str) -> list[Synset]:

@@ -1,0 +1,51 @@
+"""Where a run's data comes from, in the words of `run.json`: what the card counts and the guard of a push asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from hf_medvlm.data.load import Splits
+from hf_medvlm.training.folders import RUN_FILE
+from hf_medvlm.training.words import trained_words
+
+
+def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> dict[str, Any]:
+    """Data set, sources and licences of a run, those of the run that it starts from among them.
+
+    Args:
+        processor: where it was made here, `tokenizer_words` says what its tokenizer learnt of the reports.
+    """
+    studies = [study for split in splits.studies.values() for study in split]
+    start = getattr(args.model, "model_name_or_path", None)
+    before = [_described(Path(part.strip())) for part in str(start or "").split(",") if part.strip()]
+    unstated = sum(not study.licence.strip() for study in studies)
+    words = [earlier.get("tokenizer_words") for earlier in before]
+    if start is None and getattr(processor, "tokenizer", None) is not None:
+        words = [trained_words(splits.train)]
+    return {
+        "dataset": splits.name,
+        "licences": _together([study.licence for study in studies], (run.get("licences") for run in before)),
+        "sources": _together([study.source for study in studies], (run.get("sources") for run in before)),
+        "studies_without_licence": unstated + sum(run.get("studies_without_licence") or 0 for run in before),
+        "tokenizer_words": next(filter(None, words), None),
+    }
+
+
+def _together(own: list[str], earlier: Iterable[list[str] | None]) -> list[str]:
+    return sorted({text for texts in (own, *earlier) for text in texts or () if text.strip()})
+
+
+def _described(folder: Path) -> dict[str, Any]:
+    """`run.json` of the run that a folder or a checkpoint in it belongs to; empty where there is none."""
+    for place in (folder, folder.parent):
+        if (place / RUN_FILE).is_file():
+            try:
+                found = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"{place / RUN_FILE}: not JSON: {error}; it says what data the model saw") from error
+            return found if isinstance(found, dict) else {}
+    return {}

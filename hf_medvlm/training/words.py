@@ -1,0 +1,63 @@
+"""What a tokenizer may learn of reports: a tiny model's is trained on the spot, and goes wherever the model goes.
+
+A tokenizer is a list of words. Trained on private reports it would list the names and numbers that stand in them, and
+a push of the model would send that list. So of reports that are not open it learns public words alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+
+from hf_medvlm.data.licences import all_open
+from hf_medvlm.data.study import Study
+from hf_medvlm.language.findings_terms import TERMS
+from hf_medvlm.metrics import wordnet
+
+MANY_PATIENTS = 5
+"""In the reports of so many patients a word must stand, to be learnt as a whole."""
+ALL_WORDS = "all words of reports whose licence is open"
+PUBLIC_WORDS = f"words of English that stand in the reports of {MANY_PATIENTS} patients or more, and no number"
+SHORTEST = 3
+"""Letters of a word before its ending; a shorter one is spelled."""
+_WORD = re.compile(r"\w+")
+_ENDINGS = ("", "s", "es", "ed", "ing", "ly", "al", "ally")
+
+
+def learnable(studies: Sequence[Study], texts_of: Callable[[Study], Iterable[str]]) -> list[str]:
+    """The texts that a tokenizer may be trained on.
+
+    Where the licence of every study is open they come as they are. Else each word that is not public is spelled, letter
+    by letter with a blank between, so that the tokenizer knows all letters and cannot know the word. Public is a word
+    without a digit that English has (WordNet 3.0, or one of the terms that findings are known by) and that stands in
+    the reports of `MANY_PATIENTS` patients or more.
+
+    Args:
+        texts_of: the texts of a study.
+    """
+    texts = [(study.patient_id, text) for study in studies for text in texts_of(study)]
+    if trained_words(studies) == ALL_WORDS:
+        return [text for _, text in texts]
+    patients: dict[str, set[str]] = defaultdict(set)
+    for patient, text in texts:
+        for word in _WORD.findall(text.lower()):
+            patients[word].add(patient)
+    english = wordnet.load().words() | {word for term in TERMS for word in re.findall("[a-z]+", term.entity.lower())}
+    public = {word for word, known in patients.items() if len(known) >= MANY_PATIENTS and _is_english(word, english)}
+
+    def shown(match: re.Match[str]) -> str:
+        return match[0] if match[0].lower() in public else " ".join(match[0])
+
+    return [_WORD.sub(shown, text) for _, text in texts]
+
+
+def trained_words(studies: Sequence[Study]) -> str:
+    """In words, what `learnable` lets a tokenizer learn of these studies: `ALL_WORDS` or `PUBLIC_WORDS`."""
+    return ALL_WORDS if all_open({study.licence for study in studies}) else PUBLIC_WORDS
+
+
+def _is_english(word: str, english: frozenset[str]) -> bool:
+    stems = [word.removesuffix(ending) for ending in _ENDINGS if word.endswith(ending)]
+    stems += [f"{stem}e" for stem in stems] + [f"{word[:-3]}y" if word.endswith("ies") else word]
+    return word.isalpha() and any(len(stem) >= SHORTEST and stem in english for stem in stems if stem)

@@ -1,0 +1,166 @@
+"""What is planted in private studies, on the command line and in the environment does not arrive on the Hub, nor in
+`run.json`, the page or the card. Every family is trained for a step and pushed, with LoRA adapters and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hub_server import TOKEN, HubServer
+
+from hf_medvlm.data.licences import is_open
+from hf_medvlm.data.secrets import masked, masked_command
+from hf_medvlm.data.study import write_jsonl
+from hf_medvlm.sharing.hub import check_may_be_public
+from hf_medvlm.training.words import ALL_WORDS, PUBLIC_WORDS, learnable, trained_words
+
+NAME = "Zebulonsson was seen by Dr Wolframheimer, MRN 7704412, Quixote{number}."
+CANARIES = "zebulon wolframh 7704412 70441 quixote canary ward7 dua-internal hf_canary s3cretpass".split()
+SECRET = "hf_CANARYcanaryCANARYcanary12345"
+WORDS = """--train_studies 16 --eval_studies 8 --per_device_train_batch_size 4 --per_device_eval_batch_size 8
+    --max_steps 1 --eval_strategy no --save_strategy no --dataloader_num_workers 0 --use_cpu True --report_to none
+    --verify_images False --disable_tqdm True --image_size 32""".split()
+RUNS = {
+    "finetune_blip": ["--max_length", "64"],
+    "finetune_git": ["--max_length", "64", "--lora_rank", "2", "--merge_lora", "False"],
+    "train_dual_encoder": ["--lora_rank", "2", "--merge_lora", "False"],
+    "train_patch_ib": [],
+    "train_medklip": [],
+    "finetune_biovil_t": ["--task", "alignment"],
+    "llava_mimic": ["--lora_rank", "2", "--max_new_tokens", "8"],
+    "finetune_chat": ["--max_new_tokens", "8", "--image_size", "56"],
+}
+
+
+@pytest.fixture(scope="module")
+def planted(splits, tmp_path_factory) -> Path:
+    """A master file of private studies, in a folder whose name is private too."""
+    folder = tmp_path_factory.mktemp("CANARYHOME")
+    studies = []
+    for number, study in enumerate(study for split in ("train", "validate", "test") for study in splits.studies[split]):
+        text = f"{study.findings} {NAME.format(number=number % 9)}"
+        told = {"findings": text, "report": text, "source": "Ward7 of Zebulonsson", "licence": "DUA-internal"}
+        ids = {"study_id": f"CANARYSTUDY{number}", "patient_id": f"CANARYPAT{number}", "prior_study_id": None}
+        studies.append(replace(study, **told, **ids))
+    write_jsonl(studies, folder / "canary_ward7.jsonl")
+    return folder / "canary_ward7.jsonl"
+
+
+@pytest.fixture(scope="module")
+def hub():
+    from huggingface_hub import constants
+
+    with HubServer() as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", server.url)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setattr("huggingface_hub.hf_api.ENDPOINT", server.url, raising=False)
+        yield server
+
+
+def search(name: str, content: bytes) -> list[str]:
+    text = content.lower()
+    return [f"{name}: {canary}" for canary in CANARIES if canary.encode() in text]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", RUNS)
+def test_nothing_that_is_planted_arrives(recipe, planted, splits, hub, root, tmp_path, monkeypatch):
+    from hf_medvlm.sharing.hub import files_to_push, push
+
+    monkeypatch.setattr("hf_medvlm.figures.draw_all", lambda folder: [])  # nothing of it is pushed
+    monkeypatch.setenv("WANDB_API_KEY", "CANARYs3cretpass-of-the-environment")
+    main = runpy.run_path(str(root / "recipes" / f"{recipe}.py"))["main"]
+    out = tmp_path / "out"
+    data = ["--dataset", str(planted), "--image_folder", str(splits.image_folder), "--output_dir", str(out)]
+    main([*data, *WORDS, *RUNS[recipe], "--hub_token", SECRET, "--run_name", "CANARYs3cretpass-of-the-environment"])
+    for path in (path for path in out.rglob("*") if path.is_file()):  # tokens stand in no file of the run
+        assert not [one for one in search(path.name, path.read_bytes()) if one.endswith(("hf_canary", "s3cretpass"))]
+    push(out, f"tester/{recipe}", token=TOKEN)
+    arrived = hub.repos[f"tester/{recipe}"].files
+    assert sorted(arrived) == [path.name for path in files_to_push(out)]
+    assert ("adapter_config.json" in arrived) == ("--merge_lora" in RUNS[recipe])
+    local = [str(tmp_path), str(planted.parent), str(splits.image_folder), str(Path.home()), os.getcwd()]
+    for name, content in arrived.items():
+        assert search(name, content) == []
+        assert not [place for place in local if len(place) > 1 and place.encode() in content], name
+    card = arrived["README.md"].decode()
+    assert "1 not among those known to be open" in card and "1 named in the data" in card
+    if "tokenizer.json" in arrived:
+        assert PUBLIC_WORDS in card
+    with pytest.raises(ValueError, match="DUA-internal.*none of the licences known to be open"):
+        push(out, "tester/public", token=TOKEN, private=False)
+
+
+def test_adapters_and_configs_lose_the_paths_of_this_machine(tmp_path):
+    from hf_medvlm.sharing.hub import content_to_push
+
+    before = {"base_model_name_or_path": str(tmp_path), "r": 4, "nested": {"_name_or_path": "runs/blip/1"}}
+    others = {"tower": {"_name_or_path": "google/vit-base"}, "file": "/home/someone/x.txt", "act": "gelu", "slash": "/"}
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(before | others))
+    assert json.loads(content_to_push(path)) == {
+        "base_model_name_or_path": None,
+        "r": 4,
+        "nested": {"_name_or_path": None},
+        "tower": {"_name_or_path": "google/vit-base"},
+        "file": None,
+        "act": "gelu",
+        "slash": "/",
+    }
+
+
+def test_a_tokenizer_learns_public_words_of_private_reports_and_all_words_of_open_ones(splits):
+    def texts(study):
+        return [study.findings]
+
+    studies = [replace(s, findings=f"{s.findings} Zebulonsson 7704412") for s in splits.train[:20]]
+    assert trained_words(studies) == ALL_WORDS and learnable(studies, texts) == [s.findings for s in studies]
+    private = [replace(s, licence="") for s in studies]
+    assert trained_words(private) == PUBLIC_WORDS
+    together = " ".join(learnable(private, texts))
+    assert "Zebulonsson" not in together and "7704412" not in together and "Z e b u l o n s s o n" in together
+    assert " the " in together.lower()
+    few = [replace(s, findings="Sarcoidosis is there." if n < 4 else "Clear.") for n, s in enumerate(private)]
+    assert "Sarcoidosis" not in " ".join(learnable(few, texts))
+
+
+@pytest.mark.parametrize(
+    "licence, known",
+    [
+        *((name, True) for name in ("CC0-1.0", "CC0 1.0 Universal", "CC BY 4.0", "cc-by-sa-4.0", "Apache-2.0", "MIT")),
+        *((name, False) for name in ("", "All rights reserved", "CC BY-NC-ND 4.0", "DUA-internal - do not share")),
+        *((name, False) for name in ("CheXpert Stanford research agreement", "permitted", "MIT and our own terms")),
+    ],
+)
+def test_open_is_what_is_known_to_be_open(licence, known):
+    assert is_open(licence) is known
+    info = {"licences": [licence] if licence else [], "dataset": "x"}
+    if known:
+        check_may_be_public(info)
+        with pytest.raises(ValueError, match="nobody stated the licence of 3 of the studies"):
+            check_may_be_public(info | {"studies_without_licence": 3})
+    else:
+        with pytest.raises(ValueError, match="--hub_public_acknowledged"):
+            check_may_be_public(info)
+
+
+def test_secrets_are_masked_wherever_they_stand(monkeypatch):
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "abcdefgh-1234")
+    for words, shown in (
+        (["x.py", "--hub_token", SECRET, "--max_steps", "3"], "x.py --hub_token *** --max_steps 3"),
+        (["x.py", "--hub-token=short"], "x.py --hub-token=***"),
+        (["x.py", "--wandb_api_key", "k", "--max_new_tokens", "8"], "x.py --wandb_api_key *** --max_new_tokens 8"),
+        (
+            ["x.py", "--dataset", "https://user:pw@host/x?token=abc&y=1"],
+            "x.py --dataset https://***@host/x?token=***&y=1",
+        ),
+        (["x.py", "--prompt", "abcdefgh-1234"], "x.py --prompt ***"),
+        (["x.py", "--tokenizer", "bert", "--hub_token"], "x.py --tokenizer bert --hub_token"),
+    ):
+        assert masked_command(words) == shown
+    assert masked(f"401 for {SECRET} at http://a:b@c") == "401 for *** at http://***@c"
