@@ -67,6 +67,37 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def library_errors(what: str, way_out: str) -> Iterator[None]:
+    """The one place where an error that a library raises on what others wrote becomes a sentence.
+
+    Libraries raise errors of any class on bytes and values that they do not expect. What they raise inside this block
+    becomes a `ValueError`; what our own code raises passes as it is: a `ValueError` of ours is a sentence already, and
+    anything else is a fault of ours, which should be seen with its traceback.
+
+    Args:
+        what: what was found and where, with the file or the option.
+        way_out: what to do.
+    """
+    try:
+        yield
+    except (OSError, ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if _is_ours(error):
+            raise
+        reason = " ".join(str(error).split()) or "no more is said"
+        raise ValueError(f"{what} ({type(error).__name__}: {reason:.300}); {way_out}") from error
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether a line of this package raised the error, and not one of a library that it called."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("hf_medvlm")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """One JSON document, indented, keys in the order given."""
     with atomic_open(path) as handle:
@@ -120,8 +151,8 @@ def open_text(path: str | Path, encoding: str | None = None) -> Iterator[IO[str]
         buffered = io.BufferedReader(raw, 1 << 20)
         try:
             start = buffered.peek(64)[:64]
-            marked = next((name for m, name in ENCODING_BY_MARK.items() if start.startswith(m)), None)
-            chosen = encoding or marked or _without_mark(start)
+            chosen = encoding or next((name for m, name in ENCODING_BY_MARK.items() if start.startswith(m)), None)
+            chosen = chosen or _without_mark(start)
             line = ""
             with io.TextIOWrapper(buffered, encoding=chosen, newline="") as handle:
                 yield handle
@@ -202,3 +233,50 @@ def read_json(text: str, path: str | Path, line: int = 1) -> Any:
         raise ValueError(f"{path}:{line}: {half!r} in a text is half a surrogate pair") from error
     except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"{path}:{line}: {error}") from error
+
+
+LARGEST_CONFIG = 2**20
+"""Bytes of a YAML file of options: nobody writes more of them, and a reader would take minutes."""
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The `name: value` lines of a YAML file.
+
+    Anchors and aliases are not read: a few of them can stand for gigabytes.
+
+    Raises:
+        ValueError: no plain file, no YAML, no such lines, a name that stands twice; the message names file and line.
+    """
+    import yaml
+
+    check_regular(path)
+    if os.path.getsize(path) > LARGEST_CONFIG:
+        raise ValueError(f"{path}: {os.path.getsize(path):,} bytes, which is no file of options")
+    with open_text(path) as handle:
+        text = handle.read()
+    try:
+        for token in yaml.scan(text, Loader=yaml.SafeLoader):
+            if isinstance(token, yaml.AliasToken):
+                line = token.start_mark.line + 1
+                raise ValueError(f"{path}:{line}: the alias *{token.value} is not read; write the value itself")
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ValueError(f"{path}{line}: not YAML: {error.problem or error.context}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: not YAML that is read here: nested too deep") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # a date that is none, a list as a name
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected 'name: value' lines, found a {type(content).__name__}")
+    names: set[str] = set()
+    for key, _ in document.value:
+        if key.value in names:
+            raise ValueError(f"{path}:{key.start_mark.line + 1}: {key.value!r} stands twice; leave one of them")
+        names.add(key.value)
+    return content

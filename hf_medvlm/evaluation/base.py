@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -157,6 +158,12 @@ class Evaluation:
     """
 
     studies: Sequence[Study] = ()
+    METRICS: ClassVar[tuple[str, ...]] = ("*",)
+    """Shell patterns of the names of its metrics, so that a misspelt `--metric_for_best_model` is known beforehand."""
+
+    def knows(self, name: str) -> bool:
+        """Whether `score` gives a metric of this name, with `eval_` before it or not."""
+        return any(fnmatchcase(name.removeprefix("eval_"), pattern) for pattern in self.METRICS)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """The evaluation batch of `rows`: never augmented."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -49,6 +49,21 @@ class RetrievalEvaluation(Evaluation):
         studies: what `compute_metrics` scores, in the order of the evaluation data set.
         combined_weights: of the mean recall and of the AUC in `combined`.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = (
+        *(
+            "[it]2[it]_recall@*",
+            "[it]2[it]_median_rank",
+            "[it]2[it]_mrr",
+            "gallery_size",
+            "*_recall@*",
+            "mean_recall",
+            "combined",
+            "loss",
+            "gflops",
+        ),
+        *("temperature", "probe_auc", "probe_ap", "auc/*", *(f"zero_shot_{kind}" for kind in KINDS)),
+    )
 
     collator: PairCollator
     model: Any

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from hf_medvlm.evaluation.reports import score_reports
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.language.findings import label_report
 from hf_medvlm.metrics import facts
+from hf_medvlm.metrics.audit import KINDS as AUDITED_ERRORS
+from hf_medvlm.metrics.audit import WITHOUT_PRIOR
 from hf_medvlm.metrics.clinical import MISSING, missing_lines
 
 if TYPE_CHECKING:
@@ -63,6 +65,12 @@ class TextEvaluation(Evaluation):
         clinical_weights: the folder of their weights.
     """
 
+    METRICS: ClassVar[tuple[str, ...]] = (
+        *("bleu[1-4]", "sacrebleu", "rouge[12]", "rougeL", "rougeLsum", "meteor", "cider"),
+        *("findings_f1_micro", "findings_f1_macro", "distinct_predictions", "loss", "cut_off_rate"),
+        *(f"audit_{kind}" for kind in (*AUDITED_ERRORS, WITHOUT_PRIOR)),
+    )
+
     collator: GenerativeCollator
     tokenizer: PreTrainedTokenizerBase
     train_reports: Sequence[str]
@@ -73,6 +81,10 @@ class TextEvaluation(Evaluation):
     clinical_metrics: Sequence[str] = ()
     clinical_weights: str | None = None
     _said: set[str] = field(default_factory=set, init=False, repr=False)
+
+    def knows(self, name: str) -> bool:
+        """As the base class; any other name may be that of a clinical metric, where some were asked for."""
+        return super().knows(name) or bool(self.clinical_metrics)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows)}

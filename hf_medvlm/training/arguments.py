@@ -8,25 +8,29 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import os
 import sys
+from argparse import Action, ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
+from hf_medvlm.data.files import library_errors, read_yaml
 from hf_medvlm.data.secrets import masked_command
 from hf_medvlm.shipped import find_shipped
-from hf_medvlm.training.checkpoints import checkpoint_to_resume
-from hf_medvlm.training.deepspeed import check_deepspeed, is_main_process, join_processes, read_deepspeed, stand_alone
-from hf_medvlm.training.folders import choose_output_dir, reserve_output_dir
+from hf_medvlm.training.deepspeed import check_deepspeed, join_processes, read_deepspeed, stand_alone
+from hf_medvlm.training.folders import choose_output_dir
 from hf_medvlm.training.legacy import modernise, say
+from hf_medvlm.training.values import CHOICES, check_values
 
 # What a tracker of `--report_to` needs installed.
 TRACKERS = {name: name for name in ("tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "clearml", "swanlab")}
@@ -148,6 +152,13 @@ class MedVLMArguments(TrainingArguments):
                 raise ValueError(f"--report_to {tracker}: it is not installed; pip install {TRACKERS[tracker]}")
 
 
+class _Parser(HfArgumentParser):
+    """One whose errors are one line, without the usage of two hundred options."""
+
+    def error(self, message: str) -> NoReturn:
+        raise SystemExit(f"{self.prog}: {message}")
+
+
 def split_names(text: str) -> tuple[str, ...]:
     """`"findings, impression"` -> `("findings", "impression")`."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
@@ -179,7 +190,7 @@ def parse(
         SystemExit: an unknown option or key, or a value that cannot be; the message names the nearest known name.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = HfArgumentParser(list(groups.values()), prog=Path(recipe).name, allow_abbrev=False)
+    parser = _Parser(list(groups.values()), prog=Path(recipe).name, allow_abbrev=False)
     parser.add_argument(
         "--config",
         help="YAML file of options, or the name of a shipped one (finetune_blip); the command line wins over it",
@@ -187,7 +198,7 @@ def parse(
     known = {action.dest for action in parser._actions} - {"help"}
     given = modernise(argv)
     path = parser.parse_known_args([*given])[0].config
-    from_yaml = read_yaml(path, known) if path else {}
+    from_yaml = _typed(path, read_options(path, known), parser) if path else {}
     explicit = set(from_yaml) | {word[2:].split("=")[0].replace("-", "_") for word in given if word.startswith("--")}
     own = dict(defaults or {})
     parser.set_defaults(**from_yaml)
@@ -207,23 +218,24 @@ def parse(
         # The best checkpoint can be kept only where a checkpoint is saved at each evaluation.
         values.save_strategy = values.eval_strategy
     try:
+        types = {field.name: field.type for group in groups.values() for field in dataclass_fields(group)}
+        check_values({name: value for name, value in vars(values).items() if name in types}, types)
+        given_names = ", ".join(f"--{name}" for name in sorted(explicit & types.keys())) or "the defaults"
         built = {}
         for name, group in groups.items():
             fields = {key: value for key, value in vars(values).items() if key in group.__dataclass_fields__}
             if group.__dataclass_fields__.keys() >= TrainingArguments.__dataclass_fields__.keys():
-                choose = choose_output_dir if fields["dry_run"] or not is_main_process() else reserve_output_dir
-                fields["output_dir"] = choose(
+                fields["output_dir"] = choose_output_dir(
                     fields["output_dir"],
                     Path(recipe).stem,
                     fields["resume_from_checkpoint"],
                     fields["overwrite_output_dir"],
                 )
-            built[name] = group(**fields)
+            with library_errors(f"one of {given_names} cannot be", "compare them with --help"):
+                built[name] = group(**fields)
         _agree_on_output_dir(built["training"])
-        if not built["training"].evaluate_only:
-            built["training"].resume_from_checkpoint = checkpoint_to_resume(built["training"])
         set_seed(built["training"].seed)  # the recipe builds its model next, in every process the same one
-    except (ValueError, OSError, ImportError) as error:
+    except (ValueError, ImportError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     return SimpleNamespace(**built, recipe=Path(recipe).stem, command=masked_command([Path(recipe).name, *argv]))
 
@@ -234,22 +246,18 @@ def _agree_on_output_dir(training: TrainingArguments) -> None:
         training.output_dir = broadcast_object_list([training.output_dir])[0]
 
 
-def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
+def read_options(path: str, known: set[str]) -> dict[str, Any]:
     """The options of a YAML file, by their present names; a name like `finetune_blip` means the shipped file.
 
     Raises:
         SystemExit: no such file, no mapping, or a key that is none of `known` (with its line and nearest neighbour).
     """
-    import yaml
-
     try:
         path = str(find_shipped(path, "recipes", ".yaml"))
-        text = Path(path).read_text(encoding="utf-8")
-        content = yaml.safe_load(text) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise SystemExit(f"--config {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise SystemExit(f"--config {path}: expected 'option: value' lines, found a {type(content).__name__}")
+        content = read_yaml(path)
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"--config {error}") from error
     options = {}
     for key, value in content.items():
         words = modernise([f"--{key}", str(value)])
@@ -263,6 +271,47 @@ def read_yaml(path: str, known: set[str]) -> dict[str, Any]:
             else:  # what an old option stood for besides gives way to an option of its own
                 options.setdefault(name, new)
     return options
+
+
+def _typed(path: str, options: Mapping[str, Any], parser: HfArgumentParser) -> dict[str, Any]:
+    """The values of a YAML file as the command line would give them: `seed: 1.5` is no whole number there either.
+
+    Raises:
+        SystemExit: a value that is none of the option's type; the message names file and option.
+    """
+    typed = {}
+    actions = {action.dest: action for action in parser._actions}
+    for name, value in options.items():
+        action = actions[name]
+        try:
+            if value is None:
+                typed[name] = None
+            elif isinstance(value, dict):
+                if isinstance(action.default, (int, float)) or action.nargs is not None:
+                    raise ValueError("a single value is needed")
+                typed[name] = json.dumps(value)
+            elif isinstance(value, list):
+                if action.nargs not in ("*", "+"):
+                    raise ValueError("a single value is needed, not a list")
+                typed[name] = [_converted(action, part) for part in value]
+            else:
+                word = _converted(action, value)
+                typed[name] = [word] if action.nargs in ("*", "+") else word
+        except (ValueError, TypeError, ArgumentTypeError) as error:
+            raise SystemExit(f"--config {path}: {name}: {value!r:.100}: {error}") from error
+    return typed
+
+
+def _converted(action: Action, value: Any) -> Any:
+    """A scalar of a YAML file through the type of an option; `no`, which YAML takes for false, is a name of some."""
+    if value is False and "no" in CHOICES.get(action.dest, ()):
+        value = "no"
+    if isinstance(value, (list, dict)):
+        raise ValueError("a single value is needed")
+    converted = action.type(str(value)) if callable(action.type) else value
+    if action.choices is not None and converted not in action.choices:
+        raise ValueError(f"there are {', '.join(map(str, action.choices))}")
+    return converted
 
 
 def unknown_name(name: str, known: Sequence[str]) -> str:

@@ -11,6 +11,7 @@ import torch
 from hf_medvlm.data.fields import section_alternatives
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.data.sources.base import nearest
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.models.preprocessing import describe_pixels
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
@@ -33,6 +34,7 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     _inputs(checks, trainer, splits, _option(args, "sections"))
     _model(checks, trainer)
     _steps(checks, trainer)
+    _best_metric(checks, trainer)
     if hasattr(trainer, "check_family"):
         trainer.check_family(checks)
     check_resources(checks, trainer, splits, args)
@@ -158,6 +160,16 @@ def _model(checks: Checks, trainer: MedVLMTrainer) -> None:
     total, trained = sum(n for n, _, _ in sizes), sum(n for n, _, trainable in sizes if trainable)
     found = f"{type(trainer.model).__name__}, {total:,} parameters, {trained:,} trained, {total - trained:,} frozen"
     checks.add(OK if trained else STOP, "model", found + ("" if trained else "; nothing would be trained: thaw a part"))
+
+
+def _best_metric(checks: Checks, trainer: MedVLMTrainer) -> None:
+    """Stop where `--metric_for_best_model` is none of the family's: the first evaluation would find out."""
+    name, evaluation = trainer.args.metric_for_best_model, trainer.evaluation
+    if name is None or evaluation is None or evaluation.knows(name):
+        return
+    near = nearest(name, evaluation.METRICS)
+    there = ", ".join(evaluation.METRICS)
+    checks.add(STOP, "best metric", f"--metric_for_best_model {name}: no such score here{near}; there are {there}")
 
 
 def _steps(checks: Checks, trainer: MedVLMTrainer) -> None:

@@ -20,7 +20,7 @@ def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> 
         processor: where it was made here, `tokenizer_words` says what its tokenizer learnt of the reports.
     """
     studies = [study for split in splits.studies.values() for study in split]
-    start = getattr(args.model, "model_name_or_path", None)
+    start = getattr(getattr(args, "model", None), "model_name_or_path", None)
     before = [_described(Path(part.strip())) for part in str(start or "").split(",") if part.strip()]
     unstated = sum(not study.licence.strip() for study in studies)
     words = [earlier.get("tokenizer_words") for earlier in before]

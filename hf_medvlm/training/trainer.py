@@ -7,12 +7,11 @@
 2. Every study is evaluated exactly once, in any number of processes and at any batch size (`evaluation.py`).
 3. Named loss terms are logged.
 4. Nothing is pushed from here: `hub.py` decides what may leave.
-
-What makes a run that was stopped end as if it had not been is in `resuming.py`.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -25,21 +24,23 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, Trainer
 
 from hf_medvlm.collators.augmentation import finish_batch
 from hf_medvlm.collators.pixels import Unfinished
 from hf_medvlm.data.rows import Row, StudyRows
+from hf_medvlm.data.sources.base import nearest
 from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
 from hf_medvlm.models.attention import take_kernels_of_any_shape
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
 from hf_medvlm.training.objective import Objective
 from hf_medvlm.training.parts import CONNECTOR, VISION, split_by_rate
-from hf_medvlm.training.resuming import Resumable
+
+logger = logging.getLogger(__name__)
 
 
-class MedVLMTrainer(Resumable):
+class MedVLMTrainer(Trainer):
     """Trains and evaluates any family.
 
     Args:
@@ -73,6 +74,7 @@ class MedVLMTrainer(Resumable):
             self.model_accepts_loss_kwargs = True
         self._terms: dict[str, Tensor] = {}
         self._terms_since = 0
+        self._undefined: set[str] = set()  # metrics of the last evaluation that came out as NaN
         self.add_callback(EpochOfTheRows())
 
     # -- the loss ------------------------------------------------------------------------------------------------------
@@ -199,10 +201,29 @@ class MedVLMTrainer(Resumable):
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         scores = self.scores(rows)
         metrics = {f"{metric_key_prefix}_{k}": v for k, v in without_nan(scores.metrics).items() if v is not None}
+        self._undefined = {f"{metric_key_prefix}_{k}" for k in scores.metrics} - set(metrics)
         metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Whether this evaluation is the best so far; one whose headline score is undefined is not.
+
+        Raises:
+            ValueError: the evaluation gives no score of the name of `--metric_for_best_model`.
+        """
+        name = self.args.metric_for_best_model
+        name = name if name is None or name.startswith("eval_") else f"eval_{name}"
+        if name is None or name in metrics:
+            return super()._determine_best_metric(metrics, trial)
+        if name in self._undefined:
+            logger.warning("%s is undefined on the validation split, so that no checkpoint is the best by it", name)
+            return False
+        raise ValueError(
+            f"--metric_for_best_model {self.args.metric_for_best_model}: there is no such score"
+            f"{nearest(name, metrics)}; there are {', '.join(key.removeprefix('eval_') for key in metrics)}"
+        )
 
     def scores(self, rows: StudyRows) -> Scores:
         """Run the family's evaluation over `rows`, in all processes; every process gets the scores.

@@ -7,6 +7,7 @@ import json
 import os
 import runpy
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,24 @@ def search(name: str, content: bytes) -> list[str]:
     return [f"{name}: {canary}" for canary in CANARIES if canary.encode() in text]
 
 
+def check_metric_names(recipe: str, out: Path) -> None:
+    """A metric of a run can be named by `--metric_for_best_model`, and a misspelt one is known to be none."""
+    from hf_medvlm.evaluation.retrieval import RetrievalEvaluation
+    from hf_medvlm.evaluation.text import TextEvaluation
+    from hf_medvlm.families.biovil_t.evaluation import BioViLTEvaluation
+    from hf_medvlm.families.chat.evaluation import ChatEvaluation
+    from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation
+    from hf_medvlm.families.patch_ib.evaluation import PatchEvaluation
+
+    kinds = {"train_dual_encoder": RetrievalEvaluation, "train_patch_ib": PatchEvaluation}
+    kinds |= {"train_medklip": MedKlipEvaluation, "finetune_biovil_t": BioViLTEvaluation}
+    kinds |= dict.fromkeys(("llava_mimic", "finetune_chat"), ChatEvaluation)
+    patterns = kinds.get(recipe, TextEvaluation).METRICS
+    metrics = json.loads((out / "test_results.json").read_text())["metrics"]
+    assert metrics and [name for name in metrics if not any(fnmatchcase(name, p) for p in patterns)] == []
+    assert not any(fnmatchcase(name, p) for name in ("cidre", "combine", "mean_acu") for p in patterns)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RUNS)
 def test_nothing_that_is_planted_arrives(recipe, planted, splits, hub, root, tmp_path, monkeypatch):
@@ -80,6 +99,7 @@ def test_nothing_that_is_planted_arrives(recipe, planted, splits, hub, root, tmp
     main([*data, *WORDS, *RUNS[recipe], "--hub_token", SECRET, "--run_name", "CANARYs3cretpass-of-the-environment"])
     for path in (path for path in out.rglob("*") if path.is_file()):  # tokens stand in no file of the run
         assert not [one for one in search(path.name, path.read_bytes()) if one.endswith(("hf_canary", "s3cretpass"))]
+    check_metric_names(recipe, out)
     push(out, f"tester/{recipe}", token=TOKEN)
     arrived = hub.repos[f"tester/{recipe}"].files
     assert sorted(arrived) == [path.name for path in files_to_push(out)]

@@ -114,3 +114,21 @@ def test_an_offline_hub_and_closed_data_are_told_before_training(splits, tmp_pat
     found, _ = checks_of(data, tmp_path, push_to_hub=True, hub_private_repo=False)
     assert found["Hub"] == [(WARNING, "HF_HUB_OFFLINE is set; unset it, or leave out --push_to_hub")]
     assert found["push"][1][0] == STOP and "--hub_public_acknowledged" in found["push"][1][1]
+
+
+def test_a_misspelt_best_metric_stops_the_run_and_an_undefined_one_is_no_better(splits, tmp_path):
+    found, checks = checks_of(splits, tmp_path, metric_for_best_model="cidre")
+    assert found["best metric"] == [(STOP, found["best metric"][0][1])] and "'cider'" in found["best metric"][0][1]
+    assert "best metric" not in checks_of(splits, tmp_path, metric_for_best_model="eval_findings_f1_micro")[0]
+    made = build("medklip", splits)
+    trainer = made.trainer_class(
+        model=made.model,
+        args=MedVLMArguments(output_dir=str(tmp_path / "out"), use_cpu=True, metric_for_best_model="mean_auc"),
+        evaluation=made.evaluation,
+        eval_dataset=StudyRows(splits.validate),
+    )
+    trainer._undefined = {"eval_mean_auc"}  # a validation split without both classes of any finding
+    assert trainer._determine_best_metric({"eval_mean_f1": 0.5}, None) is False
+    trainer._undefined = set()
+    with pytest.raises(ValueError, match="--metric_for_best_model mean_auc: there is no such score.*mean_f1"):
+        trainer._determine_best_metric({"eval_mean_f1": 0.5}, None)

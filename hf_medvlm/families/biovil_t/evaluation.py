@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class BioViLTEvaluation(RetrievalEvaluation):
         task: progression, findings or alignment; says which metric is the headline.
         train_studies: whose commonest progression of each finding is the trivial baseline.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = (
+        *(*RetrievalEvaluation.METRICS, *KINDS, "grounding_n", "task_score", "nli_*"),
+        *("progression_accuracy", "progression_macro_accuracy", "progression_n", "mean_auc", "mean_ap", "mean_f1"),
+    )
 
     collator: PriorCollator
     task: str = "alignment"

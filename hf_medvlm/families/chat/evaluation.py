@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from hf_medvlm.data.conversations import IMAGE, PREVIOUS, answer_of
 from hf_medvlm.data.sources.vqa_rad import CLOSED, OPEN
@@ -43,6 +44,8 @@ class ChatEvaluation(TextEvaluation):
     Args:
         train_studies: with their conversations; the most frequent training answer of each kind is the baseline.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = (*TextEvaluation.METRICS, "closed_accuracy", "open_accuracy")
 
     train_studies: Sequence[Study] = ()
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -67,6 +67,11 @@ class MedKlipEvaluation(Evaluation):
         studies: what `compute_metrics` scores, in the order of the evaluation data set.
         model: asked by `compute_metrics` for the held-out entities alone.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = (
+        *(*(f"mean_{kind}" for kind in KINDS), "auc/*", "held_out_auc", "held_out_auc/*", *GROUNDING_KINDS),
+        *("grounding_n", "pointing_game/*", "held_out_pointing_game"),
+    )
 
     collator: FindingsCollator
     held_out_embeddings: Tensor | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -43,6 +43,10 @@ class PatchEvaluation(RetrievalEvaluation):
     Args:
         perturbation_steps: points of the deletion and insertion curves behind the first; 0 leaves them out.
     """
+
+    METRICS: ClassVar[tuple[str, ...]] = (
+        *(*RetrievalEvaluation.METRICS, *MEASURES, "patches_used", "deletion_auc", "insertion_auc"),
+    )
 
     perturbation_steps: int = 4
 
