@@ -16,6 +16,7 @@ from PIL import Image
 
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.images import one_grey, open_radiograph
+from hf_medvlm.data.locks import taken
 
 SETTINGS = "cache.json"
 
@@ -39,12 +40,19 @@ def convert_images(
         path -> path of its copy; path -> why there is none.
 
     Raises:
-        ValueError: the folder holds copies of another size; two images would have the same copy.
+        ValueError: the folder holds copies of another size, or another process is writing to it; two images would have
+            the same copy.
     """
+    with taken(cache_folder, "; run it again when that has ended, or name another folder"):
+        return _convert_all(paths, image_folder, Path(cache_folder), size, workers)
+
+
+def _convert_all(
+    paths: Iterable[str], image_folder: str | Path, cache: Path, size: int | None, workers: int | None
+) -> tuple[dict[str, str], dict[str, str]]:
     from tqdm import tqdm
 
-    cache, wanted = Path(cache_folder), {"format": "png", "size": size}
-    cache.mkdir(parents=True, exist_ok=True)
+    wanted = {"format": "png", "size": size}
     if (cache / SETTINGS).exists():
         there = json.loads((cache / SETTINGS).read_text())
         if there != wanted:

@@ -151,8 +151,8 @@ def open_text(path: str | Path, encoding: str | None = None) -> Iterator[IO[str]
         buffered = io.BufferedReader(raw, 1 << 20)
         try:
             start = buffered.peek(64)[:64]
-            chosen = encoding or next((name for m, name in ENCODING_BY_MARK.items() if start.startswith(m)), None)
-            chosen = chosen or _without_mark(start)
+            marked = next((name for m, name in ENCODING_BY_MARK.items() if start.startswith(m)), None)
+            chosen = encoding or marked or _without_mark(start)
             line = ""
             with io.TextIOWrapper(buffered, encoding=chosen, newline="") as handle:
                 yield handle

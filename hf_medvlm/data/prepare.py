@@ -172,7 +172,9 @@ def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block
     if options.rows == "image":
         studies = one_row_per_image(studies)
     leaks = find_leakage(studies)
-    studies = assign_splits(studies, options.seed, options.validate, options.test, fill=not is_part)
+    shares = {split: getattr(options, split) for split in ("validate", "test")}
+    shares |= dict.fromkeys(corpus.given_splits, 0.0)
+    studies = assign_splits(studies, options.seed, **shares, fill=not is_part)
     if options.format == "llava":
         samples = [to_llava(study) for study in with_conversations(studies)]
         text = json.dumps(samples, indent=2, ensure_ascii=False) + "\n"

@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, BooleanOptionalAction, Namespace
-from collections.abc import Sequence
+from argparse import (
+    ArgumentDefaultsHelpFormatter,
+    ArgumentParser,
+    BooleanOptionalAction,
+    Namespace,
+    RawDescriptionHelpFormatter,
+)
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hf_medvlm.data.files import read_yaml
 from hf_medvlm.data.quality import LABEL_POLICIES
 from hf_medvlm.data.sources.base import Corpus, nearest
+from hf_medvlm.data.sources.chexpert_plus import load_chexpert_plus
 from hf_medvlm.data.sources.iu_xray import load_iu_xray
 from hf_medvlm.data.sources.nih import load_nih
+from hf_medvlm.data.sources.padchest import load_padchest
+from hf_medvlm.data.sources.padchest_gr import LANGUAGES, load_padchest_gr
+from hf_medvlm.data.sources.rexgradient import load_rexgradient
 from hf_medvlm.data.sources.roco import load_roco
 from hf_medvlm.data.sources.table import load_table
+from hf_medvlm.data.sources.vindr import load_vindr
 from hf_medvlm.shipped import find_shipped
+
+WHOLE: Mapping[str, tuple[Callable[[Path], Corpus], str]] = {
+    "iu-xray": (load_iu_xray, "Open-i, Kaggle or R2Gen files"),
+    "chexpert-plus": (load_chexpert_plus, "CheXpert Plus: reports, CheXbert's labels, priors by their number"),
+    "rexgradient": (load_rexgradient, "ReXGradient-160K: reports of 79 sites"),
+    "padchest": (load_padchest, "PadChest: Spanish reports with its own labels"),
+    "vindr-cxr": (load_vindr, "VinDr-CXR: radiologists' labels and boxes, no reports"),
+    "nih": (load_nih, "NIH ChestX-ray14: labels and follow-ups, no reports"),
+}
+"""Corpora that are read without options of their own: reader, and what `--help` says of them."""
+
+NO_ENGLISH_REPORT = {"padchest": "Spanish", "vindr-cxr": "made of labels", "nih": "made of labels"}
 
 
 def parse_options(argv: Sequence[str] | None = None, description: str = "") -> Namespace:
@@ -38,24 +61,27 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
         raise ValueError(
             f"--size is the longer side of the copies that --convert png makes, 16 or more; got {options.size}"
         )
+    language = NO_ENGLISH_REPORT.get(options.corpus) or ("Spanish" if getattr(options, "language", "") == "es" else "")
+    if options.labels == "text" and language:
+        raise ValueError(f"--labels text reads English reports; those of {options.corpus} are {language}; leave it out")
     if options.min_characters < 1:
         raise ValueError(f"--min_characters must be at least 1, got {options.min_characters}")
     return options
 
 
 def read_corpus(options: Namespace) -> Corpus:
-    """Read IU X-ray, ROCO, NIH ChestX-ray14 or a table from `options.root` (`prepare` reads MIMIC-CXR in parts).
+    """Read any corpus but MIMIC-CXR, or a table, from `options.root` (`prepare` reads MIMIC-CXR in parts).
 
     Raises:
         ValueError: the folder holds no such corpus, or a broken one; the message names the file and the line.
     """
     root = options.root
-    if options.corpus == "iu-xray":
-        return load_iu_xray(root)
-    if options.corpus == "nih":
-        return load_nih(root)
+    if options.corpus in WHOLE:
+        return WHOLE[options.corpus][0](root)
     if options.corpus == "roco":
         return load_roco(root, options.chest_xray)
+    if options.corpus == "padchest-gr":
+        return load_padchest_gr(root, options.language)
     table = root / options.table if (root / options.table).exists() else options.table
     return load_table(
         *(table, options.image_column, options.text_columns, options.patient_column),
@@ -63,8 +89,12 @@ def read_corpus(options: Namespace) -> Corpus:
     )
 
 
+class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """The defaults, and the lines of the description as they are."""
+
+
 def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
-    style: dict[str, Any] = {"formatter_class": ArgumentDefaultsHelpFormatter, "allow_abbrev": False}
+    style: dict[str, Any] = {"formatter_class": _Help, "allow_abbrev": False}
     common = ArgumentParser(add_help=False, allow_abbrev=False)
     add = common.add_argument
     add("--root", required=True, type=Path, help="the corpus as it was downloaded; image paths are relative to it")
@@ -93,10 +123,11 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     kinds = parser.add_subparsers(dest="corpus", required=True)
     mimic = kinds.add_parser("mimic-cxr", parents=[common], help="MIMIC-CXR and MIMIC-CXR-JPG", **style)
     mimic.add_argument("--image_suffix", choices=(".jpg", ".dcm", ".png"), help="of the image files; else looked up")
-    iu_xray = kinds.add_parser("iu-xray", parents=[common], help="Open-i, Kaggle or R2Gen files", **style)
     roco = kinds.add_parser("roco", parents=[common], help="ROCO, its repository or the Kaggle files", **style)
     roco.add_argument("--chest_xray", action=BooleanOptionalAction, default=False, help="only chest radiographs")
-    nih = kinds.add_parser("nih", parents=[common], help="NIH ChestX-ray14: labels and follow-ups, no reports", **style)
+    padchest_gr = kinds.add_parser("padchest-gr", parents=[common], help="PadChest-GR: sentences with boxes", **style)
+    padchest_gr.add_argument("--language", choices=LANGUAGES, default="en", help="of the report")
+    whole = {name: kinds.add_parser(name, parents=[common], help=text, **style) for name, (_, text) in WHOLE.items()}
     table = kinds.add_parser("table", parents=[common], help="any table with images and text", **style)
     table.add_argument(
         "--table",
@@ -109,7 +140,7 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     table.add_argument("--split_column", help="holds train, validate, test; else split if it does")
     table.add_argument("--date_column", help="orders a patient's studies; else study_date or date if there")
     table.add_argument("--encoding", help="of a text file, cp1252 say; by default UTF-8, or what its mark says")
-    return parser, {"mimic-cxr": mimic, "iu-xray": iu_xray, "roco": roco, "nih": nih, "table": table}
+    return parser, {"mimic-cxr": mimic, "roco": roco, "padchest-gr": padchest_gr, "table": table} | whole
 
 
 def _yaml_options(path: str, parser: ArgumentParser) -> list[str]:

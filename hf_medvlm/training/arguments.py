@@ -27,8 +27,9 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 from hf_medvlm.data.files import library_errors, read_yaml
 from hf_medvlm.data.secrets import masked_command
 from hf_medvlm.shipped import find_shipped
-from hf_medvlm.training.deepspeed import check_deepspeed, join_processes, read_deepspeed, stand_alone
-from hf_medvlm.training.folders import choose_output_dir
+from hf_medvlm.training.checkpoints import checkpoint_to_resume
+from hf_medvlm.training.deepspeed import check_deepspeed, is_main_process, join_processes, read_deepspeed, stand_alone
+from hf_medvlm.training.folders import choose_output_dir, reserve_output_dir
 from hf_medvlm.training.legacy import modernise, say
 from hf_medvlm.training.values import CHOICES, check_values
 
@@ -225,7 +226,8 @@ def parse(
         for name, group in groups.items():
             fields = {key: value for key, value in vars(values).items() if key in group.__dataclass_fields__}
             if group.__dataclass_fields__.keys() >= TrainingArguments.__dataclass_fields__.keys():
-                fields["output_dir"] = choose_output_dir(
+                choose = choose_output_dir if fields["dry_run"] or not is_main_process() else reserve_output_dir
+                fields["output_dir"] = choose(
                     fields["output_dir"],
                     Path(recipe).stem,
                     fields["resume_from_checkpoint"],
@@ -234,8 +236,10 @@ def parse(
             with library_errors(f"one of {given_names} cannot be", "compare them with --help"):
                 built[name] = group(**fields)
         _agree_on_output_dir(built["training"])
+        if not built["training"].evaluate_only:
+            built["training"].resume_from_checkpoint = checkpoint_to_resume(built["training"])
         set_seed(built["training"].seed)  # the recipe builds its model next, in every process the same one
-    except (ValueError, ImportError) as error:
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
     return SimpleNamespace(**built, recipe=Path(recipe).stem, command=masked_command([Path(recipe).name, *argv]))
 

@@ -92,9 +92,18 @@ def unsharded(training: TrainingArguments) -> Iterator[None]:
         set_hf_deepspeed_config(training.hf_deepspeed_config)
 
 
+RANKS = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID")
+"""Where launchers say which of the processes this one is."""
+
+
+def is_main_process() -> bool:
+    """Whether this process is the first of its launch, asked before the processes know one another."""
+    return next((os.environ[name] for name in RANKS if name in os.environ), "0") == "0"
+
+
 def stand_alone() -> None:
     """Where no launcher said who we are (`python recipe.py --deepspeed ...`), be a launch of one process."""
-    if not {"RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID"} & set(os.environ):
+    if not set(RANKS) & set(os.environ):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from hf_medvlm.data.locks import take
+from hf_medvlm.training.checkpoints import last_checkpoint
+
 RUNS = Path("runs")
 RUN_FILE = "run.json"
 """Written last: a folder that holds it holds a finished run."""
@@ -15,31 +18,66 @@ def choose_output_dir(named: str | None, recipe: str, resume: str | None, overwr
     Without a name it is `runs/<recipe>/<next number>`, or the last one where `resume` asks for it.
 
     Raises:
-        ValueError: the named folder holds a finished run and `overwrite` is false; nothing to resume.
+        ValueError: the folder holds a finished run, or checkpoints of one that was stopped and is not to be resumed,
+            and `overwrite` is false; nothing to resume.
     """
+    resume = None if str(resume).lower() in ("none", "false", "") else resume
     if named is not None:
-        if (Path(named) / RUN_FILE).exists() and not overwrite and not resume:
-            raise ValueError(
-                f"--output_dir {named} holds a finished run ({RUN_FILE}); name another folder, "
-                "or add --overwrite_output_dir"
-            )
-        return named
-    if resume and resume not in ("True", "true"):
-        return str(Path(resume).parent)
-    folder = RUNS / recipe
-    taken = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
-    if resume:
+        chosen = Path(named)
+    elif resume and str(resume).lower() != "true":
+        chosen = Path(resume).parent
+    else:
+        folder = RUNS / recipe
+        taken = sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit()) if folder.is_dir() else []
+        if not resume:
+            return str(folder / str(taken[-1] + 1 if taken else 1))
         if not taken:
             raise ValueError(f"--resume_from_checkpoint: there is no earlier run in {folder}; name its --output_dir")
-        return str(folder / str(taken[-1]))
-    return str(folder / str(taken[-1] + 1 if taken else 1))
+        chosen = folder / str(taken[-1])
+    if overwrite:
+        return str(chosen)
+    if resume and is_finished(chosen):
+        raise ValueError(
+            f"--resume_from_checkpoint: the run in {chosen} has ended ({RUN_FILE}), so that there is nothing to go on "
+            "with. Score its model with recipes/evaluate_run.py, train it further in another folder with "
+            f"--model_name_or_path {chosen}, or add --overwrite_output_dir to go on in this one"
+        )
+    if not resume and (chosen / RUN_FILE).exists():
+        raise ValueError(
+            f"--output_dir {chosen} holds a finished run ({RUN_FILE}); name another folder, or add "
+            "--overwrite_output_dir"
+        )
+    checkpoint = None if resume else last_checkpoint(chosen)
+    if checkpoint is not None:
+        raise ValueError(
+            f"--output_dir {chosen} holds a run that was stopped ({Path(checkpoint).name}); go on with it by "
+            "--resume_from_checkpoint True, name another folder, or add --overwrite_output_dir to start anew"
+        )
+    return str(chosen)
 
 
-def last_checkpoint(folder: str | Path) -> str | None:
-    """The newest `checkpoint-N` that was written to its end, or None."""
-    found = [
-        path
-        for path in Path(folder).glob("checkpoint-*")
-        if path.name.partition("-")[2].isdigit() and (path / "trainer_state.json").exists()
-    ]
-    return str(max(found, key=lambda path: int(path.name.partition("-")[2]))) if found else None
+def reserve_output_dir(named: str | None, recipe: str, resume: str | None, overwrite: bool) -> str:
+    """`choose_output_dir`, and the folder is this process's from now on: two runs started at once never share one.
+
+    Raises:
+        ValueError: as `choose_output_dir`; another run that is still going writes to the folder.
+        OSError: the folder cannot be made.
+    """
+    while True:
+        folder = Path(choose_output_dir(named, recipe, resume, overwrite))
+        if named is None and not resume:
+            try:
+                folder.mkdir(parents=True)
+            except FileExistsError:
+                continue  # another run has just taken this number
+            except OSError as error:
+                raise OSError(
+                    f"could not make the folder {folder}: {error.strerror}; name another with --output_dir"
+                ) from error
+        take(folder, "; wait until it has ended, or name another --output_dir")
+        return str(folder)
+
+
+def is_finished(folder: str | Path) -> bool:
+    """Whether a run has ended in this folder, its page too."""
+    return (Path(folder) / RUN_FILE).exists() and (Path(folder) / "report.html").exists()

@@ -22,16 +22,23 @@ from hf_medvlm import __version__
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.load import Splits, load_splits
+from hf_medvlm.data.locks import release
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.secrets import masked, masked_values
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.evaluation.base import Scores, without_nan
 from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
-from hf_medvlm.training.folders import RUN_FILE, last_checkpoint
+from hf_medvlm.training.checkpoints import (
+    all_checkpoints,
+    naming_what_is_written,
+    remove_checkpoint,
+)
+from hf_medvlm.training.folders import RUN_FILE
 from hf_medvlm.training.lora import is_adapted, write_merged
 from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.preflight import preflight
 from hf_medvlm.training.provenance import provenance
+from hf_medvlm.training.resuming import way_on
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "deepspeed", "numpy", "pillow")
@@ -113,10 +120,10 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
         if main_process and folder.is_dir() and not any(folder.iterdir()):
             folder.rmdir()  # the Trainer has made it; a run that did not happen takes no number
         return {}
-    checkpoint = _checkpoint_to_resume(training)
+    checkpoint = None if training.evaluate_only else training.resume_from_checkpoint  # `parse` has looked at it
     if main_process:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / RUN_FILE).unlink(missing_ok=True)  # from here on the folder holds an unfinished run
+        _begin(folder, anew=not (checkpoint or training.evaluate_only) and training.overwrite_output_dir)
         write_rejected(splits.rejected, folder)
     if training.early_stopping_patience and splits.validate:
         trainer.add_callback(EarlyStoppingCallback(training.early_stopping_patience))
@@ -124,8 +131,9 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
     trainer.add_callback(throughput)
     if not training.evaluate_only:
         trainer.train(resume_from_checkpoint=checkpoint)
-        trainer.save_model()
-        trainer.save_state()
+        with naming_what_is_written(folder, way_on(folder)):
+            trainer.save_model()
+            trainer.save_state()
     trained = time.time()
 
     results = {}
@@ -153,6 +161,7 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
         described = masked_values(describe_run(trainer, splits, args) | cost, [training.hub_token])
         write_json(folder / RUN_FILE, without_nan(described))
         finish(folder, args)
+        release(folder)
     trainer.accelerator.wait_for_everyone()
     return results
 
@@ -191,18 +200,16 @@ def finish(folder: Path, args: SimpleNamespace) -> None:
         print(f"Pushed to {url}", flush=True)
 
 
-def _checkpoint_to_resume(training: Any) -> str | None:
-    """The folder to resume from: the one that was named, or the last one of the output folder."""
-    asked = training.resume_from_checkpoint
-    if not asked or str(asked).lower() == "false":
-        return None
-    found = last_checkpoint(training.output_dir) if str(asked).lower() == "true" else asked
-    if found is None or not Path(found).is_dir():
-        raise ValueError(
-            f"--resume_from_checkpoint: no whole checkpoint in {training.output_dir if found is None else found}; "
-            "leave the option out to start anew"
-        )
-    return str(found)
+def _begin(folder: Path, anew: bool) -> None:
+    """From here on the folder holds an unfinished run: what an earlier one left as its result goes.
+
+    Args:
+        anew: so do its checkpoints.
+    """
+    for name in (RUN_FILE, "eval_results.json", "test_results.json", "predictions.jsonl", "report.html"):
+        (folder / name).unlink(missing_ok=True)
+    for checkpoint in all_checkpoints(folder) if anew else ():
+        remove_checkpoint(checkpoint)
 
 
 def leave_scores(scores: Scores, folder: Path, info: dict[str, Any], rejected: Sequence[Rejected] = ()) -> None:

@@ -7,6 +7,8 @@
 2. Every study is evaluated exactly once, in any number of processes and at any batch size (`evaluation.py`).
 3. Named loss terms are logged.
 4. Nothing is pushed from here: `hub.py` decides what may leave.
+
+What makes a run that was stopped end as if it had not been is in `resuming.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PreTrainedModel, Trainer
+from transformers import PreTrainedModel
 
 from hf_medvlm.collators.augmentation import finish_batch
 from hf_medvlm.collators.pixels import Unfinished
@@ -36,11 +38,12 @@ from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
 from hf_medvlm.training.objective import Objective
 from hf_medvlm.training.parts import CONNECTOR, VISION, split_by_rate
+from hf_medvlm.training.resuming import Resumable
 
 logger = logging.getLogger(__name__)
 
 
-class MedVLMTrainer(Trainer):
+class MedVLMTrainer(Resumable):
     """Trains and evaluates any family.
 
     Args:

@@ -11,7 +11,7 @@ import pytest
 from hf_medvlm.families.captioners.recipe import CaptioningArguments
 from hf_medvlm.training import legacy
 from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
-from hf_medvlm.training.folders import choose_output_dir, last_checkpoint
+from hf_medvlm.training.folders import choose_output_dir
 
 GROUPS = {"data": DataArguments, "model": CaptioningArguments, "training": MedVLMArguments}
 
@@ -109,12 +109,3 @@ def test_runs_are_numbered_and_a_finished_one_is_refused(tmp_path):
 def test_nothing_to_resume_is_an_error():
     with pytest.raises(ValueError, match="no earlier run"):
         choose_output_dir(None, "r", "True", False)
-
-
-def test_a_torn_checkpoint_is_passed_over(tmp_path):
-    for step, whole in ((5, True), (10, True), (15, False)):
-        folder = tmp_path / f"checkpoint-{step}"
-        folder.mkdir()
-        if whole:
-            (folder / "trainer_state.json").write_text("{}")
-    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-10")

@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from pathlib import Path
@@ -51,7 +51,8 @@ class Corpus:
     `places` says for each study id in which file, on which line, it stands, for what is found wrong with it later.
     `linked` says that the reader has named all priors there are. `image_folder` is set where image paths are relative
     to another folder than the one that was given, since images lay inside the data set and were exported. `notes` say
-    what was guessed; `patients_known` is False where nothing tells patients apart.
+    what was guessed; `patients_known` is False where nothing tells patients apart. `given_splits` are those that the
+    corpus names itself where it leaves others open: none of the open studies is dealt into them.
     """
 
     studies: list[Study] = field(default_factory=list)
@@ -61,6 +62,7 @@ class Corpus:
     image_folder: Path | None = None
     notes: list[str] = field(default_factory=list)
     patients_known: bool = True
+    given_splits: frozenset[str] = frozenset()
 
     def add(self, study: Study, file: str, line: int | None) -> None:
         self.studies.append(study)
@@ -101,6 +103,21 @@ def list_folder(folder: str | Path) -> list[str]:
         return sorted(os.listdir(folder))
     except OSError as error:
         raise ValueError(f"{folder}: cannot be read: {error.strerror}") from error
+
+
+def find_table(root: Path, folders: Iterable[str], name: str) -> Path | None:
+    """The first of these folders' files of this name, also gzipped; None where there is none."""
+    paths = (root / folder / (name + packed) for folder in folders for packed in ("", ".gz"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def files_by_stem(root: Path, folders: Iterable[str]) -> dict[str, str]:
+    """File name without ending -> path below the root, of the files of these folders; the first folder wins."""
+    found: dict[str, str] = {}
+    for folder in folders:
+        for name in list_folder(root / folder) if (root / folder).is_dir() else ():
+            found.setdefault(Path(name).stem, (Path(folder) / name).as_posix())
+    return found
 
 
 def read_csv(
@@ -250,6 +267,21 @@ def link_priors(studies: Sequence[Study], linked: bool = False) -> list[Study]:
     ]
 
 
+def link_in_order(numbered: Mapping[str, Iterable[tuple[float, str]]]) -> dict[str, str]:
+    """Study id -> the study before it, for corpora that number a patient's studies in time instead of dating them.
+
+    Args:
+        numbered: patient -> (number, study id) of each study; of equal numbers neither is the other's prior.
+    """
+    dated = (
+        (patient, study_id, f"{number:020.3f}")
+        for patient, studies in numbered.items()
+        for number, study_id in studies
+        if number >= 0
+    )
+    return find_priors(dated)
+
+
 def find_priors(dated: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     """Study id -> the latest study of the same patient that is strictly earlier.
 
@@ -261,7 +293,7 @@ def find_priors(dated: Iterable[tuple[str, str, str]]) -> dict[str, str]:
     """
     by_patient: dict[str, list[tuple[str, str]]] = defaultdict(list)
     for patient, study_id, moment in dated:
-        by_patient[patient].append((moment, study_id))
+        by_patient[patient].append((moment.rstrip("0").rstrip(".") if "." in moment else moment, study_id))
     priors: dict[str, str] = {}
     for studies in by_patient.values():
         if len(studies) > 1:

@@ -13,7 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_medvlm.data.fields import id_text
-from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, list_folder, parse_path, read_csv
+from hf_medvlm.data.sources.base import (
+    Corpus,
+    EntryError,
+    Rejected,
+    link_in_order,
+    list_folder,
+    parse_path,
+    read_csv,
+)
 from hf_medvlm.data.study import Study, StudyImage
 
 SOURCE = "NIH ChestX-ray14"
@@ -61,7 +69,7 @@ def load_nih(root: str | Path) -> Corpus:
     path = root / (table or "studies.csv")
     places = _places(root)
     tested = _listed(root / "test_list.txt")
-    order: dict[str, list[tuple[int, str]]] = defaultdict(list)
+    order: dict[str, list[tuple[float, str]]] = defaultdict(list)
     for line, row in read_csv(path, columns.values(), corpus.rejected):
         name = row[columns["image"]].strip()
         try:
@@ -74,14 +82,10 @@ def load_nih(root: str | Path) -> Corpus:
         corpus.add(replace(study, split="test") if name in tested else study, str(path), line)
         order[study.patient_id].append((follow_up, study.study_id))
     if tested:
+        corpus.given_splits = frozenset({"test"})
         held = {study.patient_id for study in corpus.studies if study.split == "test"}
         corpus.studies = [replace(s, split="test") if s.patient_id in held else s for s in corpus.studies]
-    priors = {}
-    for follow_ups in order.values():
-        follow_ups.sort()
-        for (before, prior), (after, study_id) in zip(follow_ups, follow_ups[1:], strict=False):
-            if before < after:
-                priors[study_id] = prior
+    priors = link_in_order(order)
     corpus.studies = [replace(study, prior_study_id=priors.get(study.study_id)) for study in corpus.studies]
     return corpus
 

@@ -223,9 +223,11 @@ def _usable_split_column(rows: Sequence[Entry], named: str | None, column: str |
 
 def _moment(row: Mapping[str, Any], date: str | None, time: str | None) -> str | None:
     """The date of a row, with its time where there is one; dates that pandas made floats (20200131.0) are dates."""
-    day = id_text(row.get(date), date) if date and isinstance(row.get(date), (str, float)) else text_of(row.get(date))
+    if date is None:
+        return None
+    day = id_text(row.get(date), date) if isinstance(row.get(date), (str, float)) else text_of(row.get(date))
     clock = text_of(row.get(time)).replace(":", "") if time else ""
-    return parse_date(day, id_text(clock, str(time))) if date and day else None
+    return parse_date(day, id_text(clock, str(time))) if day else None
 
 
 def _usable_dates(

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_medvlm.data.files import atomic_open, write_json
+from hf_medvlm.data.locks import release, take
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study
 from hf_medvlm.families.biovil_t.collator import PriorCollator
@@ -77,11 +78,13 @@ def extract_features(
     In several processes each writes its own shards. `read_features` reads them back.
 
     Raises:
-        ValueError: the folder holds features of other weights, studies or options.
+        ValueError: the folder holds features of other weights, studies or options, or another run writes to it.
     """
     options, folder, state = options or FeatureOptions(), Path(folder), PartialState()
     shards = [range(i, min(i + options.shard_size, len(studies))) for i in range(0, len(studies), options.shard_size)]
     with state.main_process_first():
+        if state.is_main_process:
+            take(folder, "; run it again when that has ended, or name another folder")
         _check_settings(folder, _settings(model, collator, studies, options))
     mine = [n for n in range(len(shards)) if n % state.num_processes == state.process_index]
     missing = [number for number in mine if not shard_path(folder, number).exists()]
@@ -106,6 +109,7 @@ def extract_features(
     if state.is_main_process:
         names = [shard_path(folder, number).name for number in range(len(shards))]
         write_json(folder / INDEX, {"shards": names, "studies": len(studies)})
+        release(folder)
     state.wait_for_everyone()
     return folder / INDEX
 

@@ -34,7 +34,6 @@ from hf_medvlm.families.chat.stock import ChatObjective, load_stock
 from hf_medvlm.families.chat.tiny_qwen import tiny_qwen, tiny_qwen_processor, train_byte_tokenizer
 from hf_medvlm.training.checks import Checks
 from hf_medvlm.training.deepspeed import unsharded
-from hf_medvlm.training.folders import last_checkpoint
 from hf_medvlm.training.lora import quantise
 from hf_medvlm.training.parts import parts_of, prepare_parts
 from hf_medvlm.training.words import learnable
@@ -79,8 +78,7 @@ def _keep_date(processor: ProcessorMixin, training: Any) -> None:
     asked = training.resume_from_checkpoint
     if not asked or not writes_date(chat_template_of(processor)):
         return
-    folder = last_checkpoint(training.output_dir) if str(asked).lower() == "true" else asked
-    file = Path(folder or "") / "processor_config.json"
+    file = Path(asked) / "processor_config.json"
     kept = json.loads(file.read_text(encoding="utf-8")).get("template_date") if file.is_file() else None
     if kept:
         processor.template_date = datetime.fromisoformat(kept)

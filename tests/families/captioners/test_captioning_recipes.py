@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, BlipForCond
 
 from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.tiny import train_tokenizer
-from hf_medvlm.training.folders import last_checkpoint
+from hf_medvlm.training.checkpoints import last_checkpoint
 from hf_medvlm.training.run import run as run_recipe
 
 SMALL = "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8".split()
