@@ -18,7 +18,7 @@ from hf_medvlm.families.biovil_t.features import FeatureOptions
 from hf_medvlm.families.biovil_t.model import BioViLTModel
 from hf_medvlm.families.biovil_t.processor import BioViLTImageProcessor, BioViLTProcessor
 from hf_medvlm.labels import CHEXPERT_14
-from hf_medvlm.models.loading import check_family, load_processor, load_strictly, load_tokenizer
+from hf_medvlm.models.loading import check_family, find_folder, load_processor, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option, split_names
@@ -49,7 +49,8 @@ class BioViLTModelArguments:
     """The model and what it reads."""
 
     model_name_or_path: str | None = option(
-        None, "our folder, or one with the published image model and CXR-BERT; a tiny random model by default"
+        None,
+        "our folder, or a folder or Hub id with the published image model and CXR-BERT; a tiny random model by default",
     )
     image_size: int | None = option(None, "side of the crop, and of the tiny model's image; the model's own by default")
     sections: str = option(ALL_TEXT, SECTIONS_HELP)
@@ -129,6 +130,8 @@ def load_biovil_t(
         ValueError: the checkpoint is of another family, or its weights do not fit.
     """
     path = options.model_name_or_path
+    if path is not None and not Path(path).is_file():
+        path = str(find_folder(path))
     if path is None:
         tokenizer = train_tokenizer(learnable(splits.train, lambda study: [study.text(options.sections)]))
         size = options.image_size or 96

@@ -17,7 +17,7 @@ TINY = arguments.TINY | {
     "sections": "findings",
     "prompts": PROMPTS[0],
     "train": "vision,connector,language",
-    "max_steps": 600,
+    "max_steps": 480,
     "per_device_train_batch_size": 32,
     "per_device_eval_batch_size": 100,
     "learning_rate": 3e-3,

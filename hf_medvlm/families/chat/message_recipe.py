@@ -68,7 +68,7 @@ def load_chat_model(args: SimpleNamespace, splits: Splits) -> tuple[Any, Process
     _keep_date(processor, training)
     _agree_on_stops(model, processor)
     check_length(model, training.model_max_length)
-    if options.bits < 16:
+    if options.bits < 16 and not training.dry_run:
         quantise(model, model.get_submodule(parts_of(model).decoder), options.bits, training.device)
     return prepare_parts(model, options, training.gradient_checkpointing), processor
 
@@ -114,10 +114,6 @@ class MessageTrainer(ChatTrainer):
         model = self.accelerator.unwrap_model(self.model)
         studies = self.train_dataset.studies
         check_messages(checks, model, self.evaluation.collator, studies, show=self.args.dry_run)
-
-    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
-        if next(model.parameters()).device.type != "meta":  # a dry run has shapes, no weights
-            super()._move_model_to_device(model, device)
 
 
 def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args: SimpleNamespace) -> MessageTrainer:

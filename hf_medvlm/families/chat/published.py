@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from transformers import (
 )
 from transformers.initialization import no_init_weights
 
-from hf_medvlm.models.convert.checkpoint import load_weights, read_state_dict
+from hf_medvlm.models.convert.checkpoint import load_weights, read_json, read_state_dict
 from hf_medvlm.models.loading import (
     find_folder,
     has_image_processor,
@@ -54,19 +55,30 @@ def load_published(
     config: PreTrainedConfig | None = None,
     vision_tower: str | Path | None = None,
     dtype: torch.dtype | None = None,
+    shapes_only: bool = False,
 ) -> LlavaForConditionalGeneration:
     """`LlavaReporter.from_published`.
 
     Args:
         vision_tower: CLIP folder, in place of the one named in the checkpoint's `mm_vision_tower`.
         dtype: of the weights; by default float32, which training in mixed precision wants.
+        shapes_only: build it on the meta device: sizes and names, which are held against the index of the shards, but
+            no weights. A checkpoint that brings its tower without a description is read all the same.
     """
     record = read_config(folder)
     dtype = dtype or torch.float32
     if "vision_config" in record and "mm_vision_tower" not in record and "mm_projector_type" not in record:
         settings = {key: value for key, value in record.items() if key not in ("model_type", "architectures", "dtype")}
         config = config or cls.config_class.from_dict(settings)
+        if shapes_only:
+            with torch.device("meta"):
+                return cls._from_config(config, dtype=dtype)
         return load_strictly(cls, folder, config=config, dtype=dtype)
+    if shapes_only and (tower := find_vision_tower(folder, record, vision_tower, fetch=True)) is not None:
+        with torch.device("meta"):
+            model = cls._from_config(config or original_config(cls.config_class, record, {}, tower), dtype=dtype)
+        _check_index(model, folder)
+        return model
     weights = read_weights(folder)
     has_tower = any(key.startswith(VISION) for key in weights)
     tower = find_vision_tower(folder, record, vision_tower, fetch=not has_tower)
@@ -77,6 +89,20 @@ def load_published(
         model = cls._from_config(config, dtype=dtype)
     load_weights(model, {rename(key): value for key, value in weights.items()}, ignorable=IGNORABLE, what=str(folder))
     return model.eval()
+
+
+def _check_index(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Raise `ValueError` where the index of the shards names other keys than the model has beside its tower."""
+    for index in folder.glob("*.index.json"):
+        listed = {rename(key) for key in (read_json(index) or {}).get("weight_map", {})}
+        wanted = set(model.state_dict())
+        missing = sorted(k for k in wanted - listed if not k.startswith(("model.vision_tower.", "model.multi_modal_")))
+        more = sorted(key for key in listed - wanted if not any(fnmatchcase(key, pattern) for pattern in IGNORABLE))
+        if missing or more:
+            raise ValueError(
+                f"{index}: does not fit {folder / 'config.json'}: {len(missing)} missing ({', '.join(missing[:5])}), "
+                f"{len(more)} unexpected ({', '.join(more[:5])})"
+            )
 
 
 def original_config(

@@ -147,7 +147,7 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
         raise ValueError(
             f"--model_max_length {args.training.model_max_length}: the language model takes {limit} tokens"
         )
-    if options.bits < 16:
+    if options.bits < 16 and not args.training.dry_run:
         quantise(model, model.model.language_model, options.bits, args.training.device)
     return prepare_parts(model, options, args.training.gradient_checkpointing), processor
 
@@ -186,7 +186,8 @@ def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
     in_half = training.bf16 and (training.deepspeed is not None or options.lora_rank > 0)
     dtype = torch.bfloat16 if in_half else torch.float32
     if is_llava(folder):
-        return LlavaReporter.from_published(folder, vision_tower=tower, dtype=dtype)
+        shapes = training.dry_run and options.pretrain_mm_mlp_adapter is None
+        return LlavaReporter.from_published(folder, vision_tower=tower, dtype=dtype, shapes_only=shapes)
     if tower is None:
         raise ValueError(f"{folder} is a language model without eyes; name a CLIP folder with --vision_tower")
     return assemble(LlavaReporter, folder, tower, options.mm_vision_select_layer, dtype)
@@ -194,6 +195,10 @@ def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
 
 class ChatTrainer(MedVLMTrainer):
     """`MedVLMTrainer` with LLaVA's sampler."""
+
+    def _move_model_to_device(self, model: Any, device: torch.device) -> None:
+        if next(model.parameters()).device.type != "meta":  # a dry run has shapes, no weights
+            super()._move_model_to_device(model, device)
 
     def _get_train_sampler(self, train_dataset: StudyRows | None = None) -> Sampler | None:
         by_length = self.args.train_sampling_strategy == "group_by_length"

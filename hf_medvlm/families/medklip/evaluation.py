@@ -45,6 +45,20 @@ EXPLAINED = 24  # studies at the head of the split whose boxed entities are expl
 RESAMPLES = 200  # of the mean AUC, each of which sorts all scores again
 
 
+MISSPELT = {"eumonia": "pneumonia"}
+"""Of MedKLIP's published list of entities, whose names the rules and the descriptions keep."""
+
+
+def shown_name(entity: str) -> str:
+    """An entity as people read it."""
+    return MISSPELT.get(entity, entity)
+
+
+def published_name(name: str) -> str:
+    """An entity as MedKLIP's list spells it."""
+    return next((theirs for theirs, ours in MISSPELT.items() if ours == name), name)
+
+
 def boxed_entities(study: Study, entities: Sequence[str]) -> dict[str, list[tuple[float, float, float, float]]]:
     """Entity -> its boxes on the frontal image; the entities are those that the boxes' phrases name."""
     found: dict[str, list] = {}
@@ -79,6 +93,11 @@ class MedKlipEvaluation(Evaluation):
     text_encoder: str | None = None
     studies: Sequence[Study] = ()
     model: nn.Module | None = field(default=None, repr=False)
+
+    @property
+    def names(self) -> list[str]:
+        """The entities as results, pages and predictions name them."""
+        return [shown_name(entity) for entity in self.collator.entities]
 
     @property
     def trained(self) -> int:
@@ -142,7 +161,7 @@ class MedKlipEvaluation(Evaluation):
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         """The entities above their thresholds, in words and as states, and every `probabilities`."""
-        names, row = list(self.collator.entities), outputs["probability"].astype(float)
+        names, row = self.names, outputs["probability"].astype(float)
         present = {name: bool(p > limit) for name, p, limit in zip(names, row, self.limits, strict=True)}
         return {
             "prediction": ", ".join(name for name in names if present[name]),
@@ -151,12 +170,12 @@ class MedKlipEvaluation(Evaluation):
         }
 
     def settings(self) -> dict[str, Any]:
-        names, held_out = list(self.collator.entities), self.held_out_embeddings
+        names, held_out = self.names, self.held_out_embeddings
         return {
             "thresholds": None if self.thresholds is None else dict(zip(names, self.thresholds.tolist(), strict=True)),
             "held_out": {}
             if held_out is None
-            else dict(zip(names[self.trained :], held_out.float().tolist(), strict=True)),
+            else dict(zip(self.collator.entities[self.trained :], held_out.float().tolist(), strict=True)),
             "text_encoder": shared_name(self.text_encoder),
         }
 
@@ -217,7 +236,7 @@ class MedKlipEvaluation(Evaluation):
     def _score_findings(
         self, scores: Scores, probability: np.ndarray, labels: np.ndarray, patients: list[str], how: str
     ) -> None:
-        names, trained = list(self.collator.entities), self.trained
+        names, trained = self.names, self.trained
         limits = np.full(len(names), np.nan) if self.thresholds is None else self.thresholds
         shown, truth = probability[:, :trained], labels[:, :trained]
         found = finding_scores(shown, truth, names[:trained], thresholds=limits[:trained])
@@ -252,12 +271,12 @@ class MedKlipEvaluation(Evaluation):
             }
 
     def _score_grounding(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
-        names, rows, held_out, shares, patients = list(self.collator.entities), [], [], [], []
+        names, rows, held_out, shares, patients = self.names, [], [], [], []
         by_entity: dict[str, list[float]] = {}
         for prediction, study, maps, evidence, (width, height) in zip(
             scores.predictions, studies, *(outputs[key] for key in ("maps", "evidence", "size")), strict=True
         ):
-            boxes = boxed_entities(study, names)
+            boxes = {shown_name(e): found for e, found in boxed_entities(study, self.collator.entities).items()}
             prediction["boxes"] = [
                 {"image": prediction["map_image"], "phrase": entity, "finding": entity, "xywh": list(xywh)}
                 for entity, own in boxes.items()
@@ -296,7 +315,7 @@ class MedKlipEvaluation(Evaluation):
         }
 
     def _predictions(self, probability: np.ndarray, labels: np.ndarray, studies: list[Study]) -> list[dict[str, Any]]:
-        names = list(self.collator.entities)
+        names = self.names
         return [
             {
                 "study_id": study.study_id,

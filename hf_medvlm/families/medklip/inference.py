@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hf_medvlm.families.medklip.collator import FindingsCollator
 from hf_medvlm.families.medklip.descriptions import describe, text_embeddings
-from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation
+from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation, shown_name
 from hf_medvlm.families.medklip.model import MedKlipModel
 from hf_medvlm.inference.predictor import Outputs, Predictor
 from hf_medvlm.labels import MEDKLIP_POSITIONS
@@ -36,11 +36,16 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
     collator = FindingsCollator(load_image_processor(folder), folder, entities, positions)
     limits = settings.get("thresholds")
     # null where no validation study was positive: no probability is above NaN
-    chosen = None if limits is None else np.array([np.nan if limits.get(n) is None else limits[n] for n in entities])
+    chosen = None if limits is None else np.array([_limit(limits, name) for name in entities])
     embeddings = torch.tensor(list(held_out.values()), dtype=dtype) if held_out else None
     predictor = MedKlipPredictor(model, MedKlipEvaluation(collator, embeddings, chosen), folder)
     predictor.text_encoder = settings.get("text_encoder")
     return predictor
+
+
+def _limit(limits: dict[str, float | None], entity: str) -> float:
+    found = limits.get(shown_name(entity), limits.get(entity))  # under the entity's own name in earlier versions
+    return float("nan") if found is None else found
 
 
 class MedKlipPredictor(Predictor):
@@ -53,11 +58,11 @@ class MedKlipPredictor(Predictor):
 
     @property
     def thresholds(self) -> dict[str, float]:
-        return dict(zip(self.collator.entities, self.evaluation.limits.tolist(), strict=True))
+        return dict(zip(self.evaluation.names, self.evaluation.limits.tolist(), strict=True))
 
     def tell(self, outputs: Outputs) -> dict[str, Any]:
         said, likely = super().tell(outputs), outputs["probability"].astype(float).tolist()
-        return said | {"probabilities": dict(zip(self.collator.entities, likely, strict=True))}
+        return said | {"probabilities": dict(zip(self.evaluation.names, likely, strict=True))}
 
     def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """The decoder's attention for the entity that a phrase names, or for the phrase as a description.
@@ -90,5 +95,5 @@ class MedKlipPredictor(Predictor):
         except OSError as error:
             raise ValueError(
                 f"{phrase!r} names no entity of {self.folder}, and {self.text_encoder}, which embeds other texts for "
-                f"it, cannot be loaded; name one of {', '.join(self.collator.entities)}"
+                f"it, cannot be loaded; name one of {', '.join(self.evaluation.names)}"
             ) from error

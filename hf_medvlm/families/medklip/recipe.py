@@ -18,7 +18,7 @@ from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study
 from hf_medvlm.families.medklip.collator import PRESENT, FindingsCollator, entity_states, study_triplets
 from hf_medvlm.families.medklip.descriptions import DESCRIPTIONS, describe, position_prompts, text_embeddings
-from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation
+from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation, published_name
 from hf_medvlm.families.medklip.model import MedKlipModel
 from hf_medvlm.labels import MEDKLIP_ENTITIES, MEDKLIP_POSITIONS
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly
@@ -85,7 +85,7 @@ class MedKlipArguments(PartArguments):
 
     @property
     def held_out(self) -> tuple[str, ...]:
-        return split_names(self.held_out_entities)
+        return tuple(published_name(name) for name in split_names(self.held_out_entities))
 
 
 def prepare_findings(splits: Splits, options: MedKlipArguments) -> Splits:
@@ -142,7 +142,7 @@ def load_medklip(options: MedKlipArguments, splits: Splits) -> tuple[MedKlipMode
         if size
         else load_image_processor(path, options.image_size)
     )
-    entities = list(split_names(options.entities)) or list(model.config.entities)
+    entities = [published_name(name) for name in split_names(options.entities)] or list(model.config.entities)
     if not entities:
         entities = (
             [name for name in MEDKLIP_ENTITIES if name not in options.held_out]

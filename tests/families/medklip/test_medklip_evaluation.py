@@ -1,5 +1,6 @@
 """MedKLIP's scores: thresholds from validation alone, boxes and maps in one frame, held-out entities apart."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from hf_medvlm.data.study import Study, StudyBox, StudyImage
 from hf_medvlm.families.medklip.collator import FindingsCollator
 from hf_medvlm.families.medklip.descriptions import describe, hashed_embeddings
 from hf_medvlm.families.medklip.evaluation import MedKlipEvaluation, boxed_entities, location_scores
+from hf_medvlm.families.medklip.inference import load_predictor
 from hf_medvlm.families.medklip.model import MedKlipModel
-from hf_medvlm.families.medklip.recipe import MedKlipArguments, choose_entities, embed, is_published
+from hf_medvlm.families.medklip.recipe import MedKlipArguments, choose_entities, embed, is_published, load_medklip
 
 NAMES = ("effusion", "edema")
 
@@ -110,3 +112,25 @@ def test_descriptions_of_the_user_are_read_and_checked(tmp_path):
     with pytest.raises(ValueError, match="report and radgraph"):
         MedKlipArguments(findings_from="chexbert")
     assert is_published(str(path)) and is_published(str(tmp_path)) and not is_published("no/such/folder")
+
+
+def test_what_people_read_says_pneumonia_and_load_uses_the_runs_thresholds(splits, tmp_path):
+    """MedKLIP's list, whose order its checkpoints depend on, says "eumonia"."""
+    options = MedKlipArguments(entities="pneumonia,effusion", image_size=32)
+    model, processor = load_medklip(options, splits)
+    assert list(model.config.entities) == ["eumonia", "effusion"]
+    found = MedKlipEvaluation(FindingsCollator(processor, splits.image_folder, model.config.entities))
+    labels = [[1, 0], [1, 0], [0, 1], [0, -1]]
+    chosen = np.array([[0.30, 0.1], [0.28, 0.1], [0.10, 0.2], [0.10, 0.9]])
+    boxes = (StudyBox(0, "pneumonia", (0.0, 0.0, 4.0, 4.0)),)
+    scores = found.score(outputs(chosen, labels), studies("validate", boxes=boxes))
+    assert scores.metrics["auc/pneumonia"] == 1 and scores.metrics["grounding_n"] == 4
+    assert "eumonia" not in str((scores.metrics, scores.predictions, scores.figures)).replace("pneumonia", "")
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    found.write_settings(tmp_path)
+    loaded = load_predictor(tmp_path, json.loads((tmp_path / "inference.json").read_text()), torch.float32)
+    assert loaded.thresholds == dict(zip(("pneumonia", "effusion"), found.thresholds.tolist(), strict=True))
+    told = loaded.tell({"probability": chosen[0]})
+    assert set(told["probabilities"]) == {"pneumonia", "effusion"}
+    assert model.config.id2label == {0: "absent", 1: "present"}
