@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.fields import ALL_TEXT, SPLIT_NAMES, id_text, plain_text
+from hf_medvlm.data.fields import ALL_TEXT, SPLIT_NAMES, id_text, patient_of_path, plain_text
 from hf_medvlm.data.files import open_text, read_json
 from hf_medvlm.data.study import Study, StudyImage
 
@@ -209,7 +209,8 @@ def to_llava(study: Study) -> dict[str, Any]:
 
 
 def from_llava(record: Any) -> Study:
-    """The study of one LLaVA sample; without a `patient_id`, samples of one image count as one patient.
+    """The study of one LLaVA sample. Without a `patient_id` its image path tells the patient where it does as
+    MIMIC-CXR's do; else samples of one image count as one patient.
 
     The fields of a study that a sample has beside LLaVA's own (`answer_type`, `licence`, ...) are taken over.
 
@@ -236,13 +237,24 @@ def from_llava(record: Any) -> Study:
         others
         | {
             "study_id": name,
-            "patient_id": id_text(record.get("patient_id"), "patient_id") or (paths[0] if paths else name),
+            "patient_id": patient_of(record, paths, name),
             "split": SPLIT_NAMES.get(split.lower(), split) or None,
             "images": [{"path": path, "view": view} for path, view in zip(paths, views, strict=True)],
             "report": turns[-1]["value"],
             TURNS: list(turns),
         }
     )
+
+
+def patient_of(record: Mapping[str, Any], paths: Sequence[str], name: str) -> str:
+    """A sample's `patient_id`, or the patient that its image path names, or that path, or the sample itself."""
+    given = id_text(record.get("patient_id"), "patient_id")
+    return given or (patient_of_path(paths[0]) or paths[0] if paths else name)
+
+
+def patients_known(studies: Iterable[Study]) -> bool:
+    """Whether each sample has a patient, and not an image path or an id in the place of one (see `patient_of`)."""
+    return all(study.patient_id not in (study.study_id, *(i.path for i in study.images[:1])) for study in studies)
 
 
 def _paths(image: Any) -> list[str]:

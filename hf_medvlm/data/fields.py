@@ -33,6 +33,7 @@ SPLIT_NAMES = {
 Turns = tuple[Mapping[str, str], ...]
 Triplets = tuple[tuple[str, str, str], ...]
 
+_PATIENT = re.compile(r"(?:^|/)(?:p(\d{8})|(patient\d{4,6}))/")
 _WHOLE = re.compile(r"(\d+)\.0+")
 _DAY = re.compile(r"(\d{4})([-/]?)(\d\d)\2(\d\d)")
 _DAY_FIRST = re.compile(r"(\d\d?)\.(\d\d?)\.(\d{4})")
@@ -69,6 +70,13 @@ def id_text(value: Any, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isinf(value):
         raise ValueError(f"{name} must be a text or a number, got {value!r:.100}")
     return str(int(value)) if float(value).is_integer() else str(value)
+
+
+def patient_of_path(path: str) -> str | None:
+    """The patient that an image path names as MIMIC-CXR's and CheXpert's do: `p10/p10000032/s5.../x.jpg` is patient
+    10000032, `train/patient00001/study1/x.jpg` patient00001; None for any other path."""
+    match = _PATIENT.search(path)
+    return (match[1] or match[2]) if match else None
 
 
 def plain_text(value: Any, name: str) -> str:

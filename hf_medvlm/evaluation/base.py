@@ -165,6 +165,21 @@ class Evaluation:
         """Whether `score` gives a metric of this name, with `eval_` before it or not."""
         return any(fnmatchcase(name.removeprefix("eval_"), pattern) for pattern in self.METRICS)
 
+    def undefined(self, metric: str, studies: Sequence[Study]) -> str | None:
+        """Why `metric` will not be defined on a split of these studies, whatever the model says; None where it will be,
+        or where nobody can tell."""
+        return None
+
+    def instead(self) -> tuple[tuple[str, bool], ...]:
+        """(metric, whether more is better) of what may choose the best checkpoint where the headline is undefined, the
+        best first."""
+        return ()
+
+    def class_counts(self, studies: Sequence[Study]) -> dict[str, tuple[int, int]]:
+        """Finding -> how many of the studies are scored as having it, and how many as not having it; {} where no score
+        goes by finding."""
+        return {}
+
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """The evaluation batch of `rows`: never augmented."""
         raise TypeError(f"{type(self).__name__} must define collate")

@@ -75,6 +75,23 @@ class RetrievalEvaluation(Evaluation):
     _prompts: Tensor | None = field(default=None, init=False, repr=False)
     _gflops: float = field(default=float("nan"), init=False)
 
+    def undefined(self, metric: str, studies: Sequence[Study]) -> str | None:
+        """A mean over findings needs one that some studies have and others have not."""
+        if metric not in ("zero_shot_auc", "zero_shot_ap", "probe_auc", "probe_ap", "mean_auc", "mean_ap"):
+            return None
+        both = any(min(pair) for pair in self.class_counts(studies).values())
+        return None if both else f"none of its {len(studies)} studies is labelled with and others without a finding"
+
+    def instead(self) -> tuple[tuple[str, bool], ...]:
+        return (("combined", True),)
+
+    def class_counts(self, studies: Sequence[Study]) -> dict[str, tuple[int, int]]:
+        states = [study.labels for study in studies]
+        counts = {
+            name: tuple(sum(own.get(name) == state for own in states) for state in (1, 0)) for name in self.findings
+        }
+        return {name: (present, absent) for name, (present, absent) in counts.items()}
+
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """The collator's batch, with each study's place in the split as `labels`, which a stock trainer asks for."""
         return self.collator(rows) | {"labels": torch.tensor([row.index for row in as_rows(rows)])}

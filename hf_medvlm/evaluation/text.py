@@ -22,6 +22,7 @@ from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.audit import KINDS as AUDITED_ERRORS
 from hf_medvlm.metrics.audit import WITHOUT_PRIOR
 from hf_medvlm.metrics.clinical import MISSING, missing_lines
+from hf_medvlm.metrics.findings_text import findings_f1
 
 if TYPE_CHECKING:
     from transformers import EvalPrediction
@@ -85,6 +86,17 @@ class TextEvaluation(Evaluation):
     def knows(self, name: str) -> bool:
         """As the base class; any other name may be that of a clinical metric, where some were asked for."""
         return super().knows(name) or bool(self.clinical_metrics)
+
+    def undefined(self, metric: str, studies: Sequence[Study]) -> str | None:
+        """F1 over findings needs a reference that names one."""
+        if not metric.startswith("findings_f1"):
+            return None
+        texts = ([self.collator.target(study)] for study in studies)
+        known = any(not np.isnan(findings_f1(text, text).metrics.get(metric, 0.0)) for text in texts)
+        return None if known else f"none of its {len(studies)} texts names a finding that is present"
+
+    def instead(self) -> tuple[tuple[str, bool], ...]:
+        return (("loss", False),)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows)}

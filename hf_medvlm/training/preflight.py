@@ -16,6 +16,7 @@ from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.models.preprocessing import describe_pixels
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.preflight_resources import check_resources, parameter_sizes
+from hf_medvlm.training.preflight_scores import check_classes, check_headline
 
 if TYPE_CHECKING:
     from hf_medvlm.training.trainer import MedVLMTrainer
@@ -35,6 +36,8 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     _model(checks, trainer)
     _steps(checks, trainer)
     _best_metric(checks, trainer)
+    check_headline(checks, trainer, splits)
+    check_classes(checks, trainer, splits)
     if hasattr(trainer, "check_family"):
         trainer.check_family(checks)
     check_resources(checks, trainer, splits, args)
@@ -114,7 +117,7 @@ def _leakage(checks: Checks, splits: Splits) -> None:
             WARNING, "leakage", f"{twice} images stand in two splits; scores on them are no test of anything new"
         )
     elif not splits.patients_known:
-        way_out = "name the column that tells patients apart with --patient_column"
+        way_out = "name their column with --patient_column, or give each sample of a conversation file a patient_id"
         checks.add(WARNING, "leakage", f"patients are not known, so that one may be in two splits; {way_out}")
     else:
         checks.add(OK, "leakage", "no patient and no image stands in two splits")

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers.trainer_utils import SaveStrategy
 
 from hf_medvlm.collators.augmentation import finish_batch
 from hf_medvlm.collators.pixels import Unfinished
 from hf_medvlm.data.rows import Row, StudyRows
 from hf_medvlm.data.sources.base import nearest
+from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
 from hf_medvlm.models.attention import take_kernels_of_any_shape
 from hf_medvlm.training.arguments import MedVLMArguments
@@ -211,7 +213,8 @@ class MedVLMTrainer(Resumable):
         return metrics
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
-        """Whether this evaluation is the best so far; one whose headline score is undefined is not.
+        """Whether this evaluation is the best so far; one whose headline score is undefined is not. Where no evaluation
+        has had it yet, another score takes its place.
 
         Raises:
             ValueError: the evaluation gives no score of the name of `--metric_for_best_model`.
@@ -221,12 +224,37 @@ class MedVLMTrainer(Resumable):
         if name is None or name in metrics:
             return super()._determine_best_metric(metrics, trial)
         if name in self._undefined:
-            logger.warning("%s is undefined on the validation split, so that no checkpoint is the best by it", name)
-            return False
+            what = "this checkpoint is not the best"
+            if self.state.best_metric is None:
+                what = self.choose_another_headline(name.removeprefix("eval_"), self.eval_dataset.studies, metrics)
+            logger.warning("%s is undefined on the validation split; %s", name, what)
+            other = f"eval_{self.args.metric_for_best_model}"
+            return other in metrics and super()._determine_best_metric(metrics, trial)
         raise ValueError(
             f"--metric_for_best_model {self.args.metric_for_best_model}: there is no such score"
             f"{nearest(name, metrics)}; there are {', '.join(key.removeprefix('eval_') for key in metrics)}"
         )
+
+    def choose_another_headline(
+        self, asked: str, studies: Sequence[Study], metrics: Mapping[str, float] | None = None
+    ) -> str:
+        """Let the best checkpoint be chosen by another score than `asked`, in `args`, or let the last one be kept where
+        there is none; what was done, as a sentence.
+
+        Args:
+            studies: of the validation split.
+            metrics: what an evaluation of it gave; None before the first one.
+        """
+        evaluation = self.evaluation
+        for name, greater in evaluation.instead() if evaluation else ():
+            known = metrics is None or f"eval_{name}" in metrics
+            if evaluation and name != asked and known and evaluation.undefined(name, studies) is None:
+                self.args.metric_for_best_model, self.args.greater_is_better = name, greater
+                return f"the best checkpoint is chosen by {name} instead"
+        self.args.load_best_model_at_end = False
+        if self.args.save_strategy == SaveStrategy.BEST:
+            self.args.save_strategy = SaveStrategy.STEPS
+        return "the last weights are kept"
 
     def scores(self, rows: StudyRows) -> Scores:
         """Run the family's evaluation over `rows`, in all processes; every process gets the scores.

@@ -13,6 +13,7 @@ from hf_medvlm.data.conversations import (
     answer_of,
     from_llava,
     modality_length,
+    patients_known,
     read_llava,
     to_llava,
     turns_of,
@@ -53,6 +54,19 @@ def test_a_study_becomes_one_question_and_its_report():
     (only,) = with_conversations([STUDY], ChatOptions(sections=("impression",)))
     assert answer_of(only) == "Normal chest."
     assert with_conversations([chat], ChatOptions(sections=("impression",))) == [chat]
+
+
+def test_the_patient_of_a_sample_is_given_or_named_by_the_path_or_not_known():
+    paths = (
+        "files/p10/p10000032/s50414267/a.jpg",
+        "train/patient00001/study1/view1_frontal.jpg",
+        "a.png",
+        "x/p1/b.png",
+    )
+    studies = [from_llava(SAMPLE | {"image": path}) for path in paths]
+    assert [study.patient_id for study in studies] == ["10000032", "patient00001", "a.png", "x/p1/b.png"]
+    assert patients_known(studies[:2]) and not patients_known(studies)
+    assert patients_known([from_llava(SAMPLE | {"patient_id": 7})])
 
 
 def test_all_views_and_the_prior_in_the_order_of_their_marks():

@@ -128,6 +128,14 @@ def test_without_a_patient_column_the_split_is_by_study_and_a_warning_says_so(tm
     assert len({study.patient_id for study in studies}) == 10
 
 
+def test_paths_that_name_the_patient_stand_in_for_the_column(tmp_path):
+    lines = [f"p10/p1000003{n // 2}/s5000000{n}/x.png,Text {n}." for n in range(4)]
+    (tmp_path / "t.csv").write_text("image,report\n" + "\n".join(lines) + "\n")
+    corpus = load_table(tmp_path / "t.csv")
+    assert [study.patient_id for study in corpus.studies] == ["10000030", "10000030", "10000031", "10000031"]
+    assert corpus.patients_known and any("image paths tell patients apart" in note for note in corpus.notes)
+
+
 def test_two_texts_of_one_image_stay_in_one_split(tmp_path, rows):
     rows = [
         dict(r, findings=text) for r in without(rows, "patient_id", "study_id", "split") for text in ("One.", "Two.")

@@ -26,7 +26,8 @@ def table(folder, splits, name="t.csv"):
 def trained(tmp_path_factory):
     """A run on a table with train and test and no validation split."""
     folder = tmp_path_factory.mktemp("own")
-    path = table(folder, ["train"] * 8 + ["test"] * 3)
+    path = table(folder, ["train"] * 9 + ["test"] * 3)
+    (folder / "3.png").write_bytes(b"no picture")
     out = folder / "run"
     results = blip.main(["--dataset", path, "--output_dir", str(out), *SMALL])
     return folder, out, results
@@ -37,7 +38,48 @@ def test_without_a_validation_split_training_goes_to_its_end(trained):
     assert list(results) == ["test"] and results["test"].n == 3
     assert (out / "model.safetensors").exists() and json.loads((out / "run.json").read_text())["steps"] == 2
     reference = json.loads((out / "predictions.jsonl").read_text().splitlines()[0])["reference"]
-    assert reference.endswith("Impression 8.")  # the impression is part of the text: no toy setting took it away
+    assert reference.endswith("Impression 9.")  # the impression is part of the text: no toy setting took it away
+
+
+def test_what_was_left_out_is_named_in_the_runs_folder(trained):
+    folder, out, _ = trained
+    (entry,) = (json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines())
+    assert entry["file"] == str(folder / "3.png") and entry["reason"] == "image cannot be read"
+
+
+@pytest.mark.parametrize("family", ["captioners", "dual_encoder", "medklip", "biovil_t", "patch_ib", "chat"])
+def test_no_recipe_takes_a_toys_pixels_for_somebodys_own_studies(family):
+    """Without a checkpoint and without --image_size a model for own data sees 224 pixels; 96 are synthetic."""
+    from pathlib import Path
+    from types import SimpleNamespace
+
+    from hf_medvlm.data.load import Splits
+    from hf_medvlm.data.study import Study, StudyImage
+
+    study = Study("s", "p", "train", (StudyImage("0.png"),), findings="The heart is large. No effusion.")
+    splits = Splits({"train": [study], "validate": [], "test": []}, Path("."), "own.csv")
+    recipe = importlib.import_module(f"hf_medvlm.families.{family}.recipe")
+    if family == "captioners":
+        args = SimpleNamespace(model=recipe.CaptioningArguments(), training=None)
+        _, processor = recipe.load_captioner(recipe.BlipCaptioner, args, splits)
+    elif family == "dual_encoder":
+        _, processor = recipe.load_dual_encoder(recipe.DualEncoderModel, recipe.PairArguments(), splits)
+    elif family == "medklip":
+        _, processor = recipe.load_medklip(recipe.MedKlipArguments(entities="effusion"), splits)
+    elif family == "biovil_t":
+        _, processor = recipe.load_biovil_t(recipe.BioViLTModelArguments(), splits)
+    elif family == "patch_ib":
+        options = recipe.PatchArguments(variant="E")
+        assert options.model_options()["keep"] != options.model_options(synthetic=False)["keep"]  # the published share
+        return
+    else:
+        from hf_medvlm.families.chat.message_arguments import MessageModelArguments
+
+        arguments = importlib.import_module("hf_medvlm.families.chat.arguments")
+        assert MessageModelArguments().image_size == arguments.ChatModelArguments().image_size == 224
+        return
+    sizes = str(getattr(processor, "image_processor", processor).to_dict())
+    assert "224" in sizes and "96" not in sizes
 
 
 def test_the_preflight_says_first_that_the_model_is_a_toy(tmp_path, capsys):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, TURNS, read_llava, read_records
+from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, TURNS, patient_of, read_llava, read_records
 from hf_medvlm.data.sources.vqa_rad import CLOSED, OPEN, read_vqa_rad
 from hf_medvlm.data.study import Study, StudyImage
 
@@ -103,7 +103,7 @@ def _from_messages(record: Mapping[str, Any], number: int) -> Study:
         others
         | {
             "study_id": name,
-            "patient_id": str(record.get("patient_id") or (paths[0] if paths else name)),
+            "patient_id": patient_of(record, paths, name),
             "images": [{"path": path} for path in paths],
             "report": turns[-1]["value"],
             TURNS: turns,

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.fields import SPLIT_NAMES, id_text
+from hf_medvlm.data.fields import SPLIT_NAMES, id_text, patient_of_path
 from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, parse_date
 from hf_medvlm.data.sources.cells import Missing, as_list, image_cells, label_states, pair_views, report_text, text_of
 from hf_medvlm.data.sources.columns import Columns, recognise
@@ -104,7 +104,8 @@ def load_table(
     if not entries:
         first = f"; the first: {rejected[0]}" if rejected else ""
         raise ValueError(f"{path}: none of {len(rejected)} rows can be used{first}")
-    if needs_text and not columns.patient:
+    known = columns.patient is not None or not reader.unknown_patients
+    if needs_text and not known:
         warnings.warn(
             f"{path} has no patient column, so the split is by study and one patient may be in two splits: leakage "
             "cannot be excluded. Name the column that tells patients apart with --patient_column.",
@@ -112,7 +113,9 @@ def load_table(
         )
     corpus = _merge(entries, rejected)
     corpus.image_folder = Path(cache_folder) if cache_folder and reader.embedded.exported else None
-    corpus.patients_known = columns.patient is not None
+    corpus.patients_known = known
+    if columns.patient is None and known:
+        notes.append("no patient column; the image paths tell patients apart, as MIMIC-CXR's and CheXpert's do")
     corpus.notes = notes + columns.notes + reader.paths.notes() + reader.missing.note()
     for note in corpus.notes:
         logger.info("%s: %s", Path(path).name, note)
@@ -125,6 +128,7 @@ class _Reader:
     def __init__(self, columns: Columns, paths: ImagePaths, embedded: EmbeddedImages, needs_text: bool) -> None:
         self.columns, self.paths, self.embedded, self.needs_text = columns, paths, embedded, needs_text
         self.missing = Missing()
+        self.unknown_patients = 0
 
     def study(self, row: Mapping[str, Any], study_id: str | None) -> Study:
         """
@@ -140,7 +144,9 @@ class _Reader:
         text = {section: "\n".join(filter(None, parts)) for section, parts in texts.items()}
         if self.needs_text and not any(text.values()):
             raise EntryError("empty text", f"nothing in {', '.join(columns.texts)}")
-        patient_id = _id(row, columns.patient) if columns.patient else study_id
+        named = patient_of_path(images[0].path) if columns.patient is None else None
+        self.unknown_patients += columns.patient is None and named is None
+        patient_id = _id(row, columns.patient) if columns.patient else named or study_id
         if not patient_id:
             raise EntryError("no patient", f"column {columns.patient!r} is empty")
         also: dict[str, Any] = {name: self.missing.text(row.get(column)) for name, column in columns.picked.items()}

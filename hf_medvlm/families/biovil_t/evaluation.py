@@ -67,6 +67,20 @@ class BioViLTEvaluation(RetrievalEvaluation):
     train_studies: Sequence[Study] = ()
     _similar: Tensor | None = field(default=None, init=False, repr=False)
 
+    def undefined(self, metric: str, studies: Sequence[Study]) -> str | None:
+        """The measure of the task needs studies that are labelled for it."""
+        metric = HEADLINES[self.task] if metric == "task_score" else metric
+        if metric.startswith("progression"):
+            findings = self.collator.progression_findings
+            later = [study for study in studies if study.study_id in self.collator.priors]
+            known = any(state != IGNORE_INDEX for study in later for state in progression_labels(study, findings))
+            return None if known else f"none of its {len(studies)} studies has a prior image and a progression"
+        if metric in ("mean_auc", "mean_ap"):
+            labels = label_matrix([study.labels for study in studies], self.collator.findings)
+            both = any({0.0, 1.0} <= set(column.tolist()) for column in labels.T)
+            return None if both else f"none of its {len(studies)} studies is labelled with and others without a finding"
+        return super().undefined(metric, studies)
+
     @property
     def _pairs(self) -> tuple[list[tuple[str, str]], list[bool]]:
         return sentence_pairs(self.findings)

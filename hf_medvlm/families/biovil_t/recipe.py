@@ -134,7 +134,7 @@ def load_biovil_t(
         path = str(find_folder(path))
     if path is None:
         tokenizer = train_tokenizer(learnable(splits.train, lambda study: [study.text(options.sections)]))
-        size = options.image_size or 96
+        size = options.image_size or 224
         return BioViLTModel.tiny(tokenizer, **changes), BioViLTProcessor(BioViLTImageProcessor(size, size), tokenizer)
     if is_published(path):
         model = BioViLTModel.from_published(path, **changes)

@@ -49,6 +49,16 @@ class ChatEvaluation(TextEvaluation):
 
     train_studies: Sequence[Study] = ()
 
+    def undefined(self, metric: str, studies: Sequence[Study]) -> str | None:
+        """The accuracy of a kind of question needs questions of that kind."""
+        for kind in (CLOSED, OPEN):
+            if metric == f"{kind.lower()}_accuracy" and not any(study.answer_type == kind for study in studies):
+                return f"none of its {len(studies)} studies is a question whose answer_type is {kind}"
+        return super().undefined(metric, studies)
+
+    def instead(self) -> tuple[tuple[str, bool], ...]:
+        return (("closed_accuracy", True), ("open_accuracy", True), *super().instead())
+
     def saw_prior(self, study: Study) -> bool:
         """As the question says, which names the images that it shows (`data.conversations`)."""
         return any(IMAGE in turn["value"] and PREVIOUS in turn["value"] for turn in study.conversations)

@@ -37,7 +37,7 @@ class MessageModelArguments(PartArguments, ClinicalArguments):
     train: str = option("connector,language", TRAIN_HELP)
     bits: int = option(16, "4 or 8: train adapters on a quantised language model (QLoRA, needs bitsandbytes)")
     system_prompt: str = option("", "system text of every conversation that has none")
-    image_size: int = option(96, "tiny model: side of its images in pixels")
+    image_size: int = option(224, "tiny model: side of its images in pixels")
     max_new_tokens: int = option(256, "where generation stops if the model does not end by itself")
     num_beams: int = option(1, "1: greedy search; more: beam search")
 

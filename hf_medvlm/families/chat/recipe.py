@@ -20,6 +20,7 @@ from hf_medvlm.data.conversations import (
     ChatOptions,
     answer_of,
     modality_length,
+    patients_known,
     turns_of,
     with_conversations,
 )
@@ -101,8 +102,10 @@ def _read_conversations(data: ConversationDataArguments, check: Check) -> Splits
     complete = {study.study_id: study.images for study in studies}
     whole = [study for study in whole if study.images == complete[study.study_id]]
     has_test = any(study.split == "test" for study in whole)
+    known = patients_known(whole)
     whole = assign_splits(whole, test=0.0 if has_test else 0.1)
-    return splits_of(whole, folder, path.name, rejected, data.train_studies, data.eval_studies)
+    splits = splits_of(whole, folder, path.name, rejected, data.train_studies, data.eval_studies)
+    return replace(splits, patients_known=known)
 
 
 def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProcessor]:

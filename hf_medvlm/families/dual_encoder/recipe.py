@@ -76,8 +76,12 @@ class PairArguments(PartArguments):
     combined_weights: str = option("0.7,0.3", "weights of mean recall and AUC in the score `combined`")
     probe_studies: int = option(1000, "training studies that the linear probe learns from; 0: no probe")
 
-    def model_options(self) -> dict[str, Any]:
-        """The options of the model's config that were given."""
+    def model_options(self, synthetic: bool = True) -> dict[str, Any]:
+        """The options of the model's config that were given.
+
+        Args:
+            synthetic: the studies are made up.
+        """
         names = ("projection_size", "vision_projection", "text_projection", "text_pooling", "loss", "temperature")
         names += ("local_loss",)
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
@@ -111,7 +115,7 @@ def load_dual_encoder(
     Raises:
         ValueError: the checkpoint is of another family, or its weights do not fit.
     """
-    path, config = options.model_name_or_path, options.model_options() | bottleneck
+    path, config = options.model_name_or_path, options.model_options(splits.name == "synthetic") | bottleneck
     if path is None:
         size = options.image_size or 224
         tokenizer = train_tokenizer(learnable(splits.train, lambda study: [study.text(options.sections)]))

@@ -20,7 +20,7 @@ from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation, Scores, run_over
 from hf_medvlm.evaluation.grounding import add_grounding
-from hf_medvlm.families.medklip.collator import FindingsCollator
+from hf_medvlm.families.medklip.collator import ABSENT, PRESENT, FindingsCollator, entity_states, study_triplets
 from hf_medvlm.language.findings import extract_triplets
 from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.findings import (
@@ -93,6 +93,21 @@ class MedKlipEvaluation(Evaluation):
     text_encoder: str | None = None
     studies: Sequence[Study] = ()
     model: nn.Module | None = field(default=None, repr=False)
+
+    def undefined(self, metric: str, studies: Sequence[Study]) -> str | None:
+        """A mean over entities needs one that is present in some studies and absent in others."""
+        if metric not in ("mean_auc", "mean_ap") or any(min(pair) for pair in self.class_counts(studies).values()):
+            return None
+        return f"no entity is present in some of its {len(studies)} studies and absent in others"
+
+    def class_counts(self, studies: Sequence[Study]) -> dict[str, tuple[int, int]]:
+        names = list(self.collator.entities[: self.trained])
+        found = [entity_states(study_triplets(study), names, self.collator.unmentioned) for study in studies]
+        states = np.stack(found) if found else np.zeros((0, len(names)))
+        return {
+            name: (int((column == PRESENT).sum()), int((column == ABSENT).sum()))
+            for name, column in zip(names, states.T, strict=True)
+        }
 
     @property
     def names(self) -> list[str]:

@@ -52,12 +52,13 @@ class PatchArguments(PairArguments):
     probe_weight: float | None = option(None, "weight of FILIP where patches are chosen by the report")
     evidence_weight: float | None = option(
         None,
-        "E: weight of learning the importance from what each patch, alone, tells of the report; 1 for a tiny model",
+        "E: weight of learning the importance from what each patch, alone, tells of the report; 1 for a tiny model on "
+        "synthetic studies",
     )
 
-    def model_options(self) -> dict[str, Any]:
+    def model_options(self, synthetic: bool = True) -> dict[str, Any]:
         options = super().model_options() | variant_options(self.variant, self.depth)
-        if self.model_name_or_path is None:
+        if self.model_name_or_path is None and synthetic:
             options |= TINY_SCHEDULE.get(self.variant, {})
         options |= {name: getattr(self, name) for name in OVERRIDES if getattr(self, name) is not None}
         for name, kind in LISTS.items():
