@@ -79,6 +79,11 @@ def release_all() -> None:
         release(folder)
 
 
+def held() -> list[Path]:
+    """The folders that this process holds, in the order it took them."""
+    return [folder for folder, pid in _held.items() if pid == os.getpid()]
+
+
 @contextmanager
 def taken(folder: str | Path, way_out: str = "") -> Iterator[None]:
     """`take`, and `release` at the end; a folder that this process held before stays held."""

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import TrainOutput
 
 from hf_medvlm.data.files import write_json
 from hf_medvlm.training.checkpoints import (
@@ -28,6 +29,7 @@ from hf_medvlm.training.checkpoints import (
     write_manifest,
     zero_stage,
 )
+from hf_medvlm.training.interrupt import StopWhenAsked, noting, stop_if_agreed
 
 
 class Resumable(Trainer):
@@ -36,6 +38,19 @@ class Resumable(Trainer):
     _terms: dict[str, Tensor]
     _terms_since: int
     _resumed_from: str | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.add_callback(StopWhenAsked())
+
+    def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
+        """The Trainer's.
+
+        Raises:
+            Interrupted: a signal came, and a checkpoint is saved.
+        """
+        with noting():
+            return super().train(*args, **kwargs)
 
     # -- writing -------------------------------------------------------------------------------------------------------
 
@@ -68,6 +83,7 @@ class Resumable(Trainer):
             best = self.state.best_model_checkpoint
             rotate(run_folder, limit, [folder, *([Path(best)] if best else [])])
         self.accelerator.wait_for_everyone()
+        stop_if_agreed()
 
     def _save_rng_state(self, output_dir: str) -> None:
         """The Trainer's, and with it what this process has summed up since the last log."""

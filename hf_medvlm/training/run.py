@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -34,6 +35,7 @@ from hf_medvlm.training.checkpoints import (
     remove_checkpoint,
 )
 from hf_medvlm.training.folders import RUN_FILE
+from hf_medvlm.training.interrupt import asked, leave, listening
 from hf_medvlm.training.lora import is_adapted, write_merged
 from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.preflight import preflight
@@ -47,17 +49,23 @@ PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft
 def run(main: Callable[[], Any]) -> None:
     """Call a recipe's `main`; bad input ends in one line that says what to do, not in a traceback.
 
+    So do Ctrl-C and SIGTERM, after a checkpoint, with the exit status 128 + the signal's number.
     `HF_MEDVLM_DEBUG=1` shows the traceback all the same.
     """
-    try:
-        main()
-    except (ValueError, OSError, ImportError) as error:
-        if os.environ.get("HF_MEDVLM_DEBUG"):
-            raise
-        print(f"error: {masked(str(error))}", file=sys.stderr)
-        print("(HF_MEDVLM_DEBUG=1 shows where this was raised)", file=sys.stderr)
-        sys.exit(1)
-    leave_processes()
+    with listening():
+        try:
+            main()
+        except KeyboardInterrupt as stopped:
+            leave(getattr(stopped, "signal_number", signal.SIGINT))
+        except Exception as error:
+            if asked():  # what breaks when workers are ended
+                leave(asked())
+            if os.environ.get("HF_MEDVLM_DEBUG") or not isinstance(error, ValueError | OSError | ImportError):
+                raise
+            print(f"error: {masked(str(error))}", file=sys.stderr)
+            print("(HF_MEDVLM_DEBUG=1 shows where this was raised)", file=sys.stderr)
+            sys.exit(1)
+        leave_processes()
 
 
 def leave_processes() -> None:

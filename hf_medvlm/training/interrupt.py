@@ -1,0 +1,245 @@
+"""Ctrl-C and SIGTERM: the step is finished, a checkpoint saved, and it is said how to go on.
+
+`listening` is on while a recipe runs. While a model trains, the first signal is only noted: `StopWhenAsked` looks at it
+after each step, in all processes of a run at once, and the trainer raises `Interrupted` when its checkpoint is whole.
+At any other time, and at the second signal, `Interrupted` is raised at once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import shlex
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_medvlm.data.locks import held, release_all
+from hf_medvlm.data.secrets import masked_command
+from hf_medvlm.training.checkpoints import last_checkpoint
+from hf_medvlm.training.deepspeed import RANKS, is_main_process
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+APART = 3.0  # seconds: what a launcher passes on of one Ctrl-C is no second one
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the run; `signal_number` says which."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
+class _Noted:
+    """What has come so far."""
+
+    on = False  # whether anybody listens
+    training = False  # whether somebody will look after the next step
+    number, since = 0, 0.0  # of the first signal
+    agreed = 0  # the same in all processes
+    pid = 0  # of the process that listens; its workers have a copy of all this
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """Catch SIGINT and SIGTERM while the block runs; in the main thread alone, as Python wants it."""
+    try:
+        before = {number: signal.signal(number, _note) for number in SIGNALS}
+    except ValueError:  # another thread: whoever runs this there has handlers of its own
+        yield
+        return
+    _Noted.on, _Noted.number, _Noted.agreed, _Noted.pid = True, 0, 0, os.getpid()
+    _end_with_launcher()
+    try:
+        yield
+    finally:
+        _Noted.on, _Noted.number, _Noted.agreed = False, 0, 0
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _note(number: int, frame: FrameType | None) -> None:
+    """The handler. Worker processes inherit it: they leave Ctrl-C, which reaches the whole group, to the main one."""
+    if os.getpid() != _Noted.pid:
+        if number == signal.SIGINT and torch.utils.data.get_worker_info() is not None:
+            return
+        os._exit(128 + number)
+    now = time.monotonic()
+    if not _Noted.number:
+        _Noted.number, _Noted.since = number, now
+        if _Noted.training:
+            name = signal.Signals(number).name
+            _tell(f"{name}: this step is finished and a checkpoint saved; {name} once more stops at once")
+            return
+    elif number != _Noted.number or now - _Noted.since < APART:
+        return
+    for child in multiprocessing.active_children():
+        child.terminate()  # pools would first do all their work
+    raise Interrupted(number)
+
+
+def _tell(line: str) -> None:
+    """Print in a signal handler, where `print` may find itself half-way through another."""
+    if is_main_process():
+        os.write(2, f"\n{line}\n".encode())
+
+
+def asked() -> int:
+    """The number of the signal that has come; 0 where none has."""
+    return _Noted.number
+
+
+def stop_if_agreed() -> None:
+    """Raise `Interrupted` where all processes have agreed to stop; called when a checkpoint is whole."""
+    if _Noted.agreed:
+        raise Interrupted(_Noted.agreed)
+
+
+@contextmanager
+def noting() -> Iterator[None]:
+    """A training: from here on a signal is looked at after each step; one that comes after the last, at the end."""
+    _Noted.training = True
+    try:
+        yield
+    finally:
+        _Noted.training = False
+    if _Noted.on and _Noted.number:
+        raise Interrupted(_Noted.number)
+
+
+class StopWhenAsked(TrainerCallback):
+    """Asks for a checkpoint after the step in which a signal came to any process of the run."""
+
+    group: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # a group of the CPU's own: asking must not make a GPU wait
+        if _Noted.on and args.world_size > 1 and self.group is None:
+            self.group = torch.distributed.new_group(backend="gloo")
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        by_epoch = "epoch" in (args.eval_strategy, args.save_strategy)
+        if not (by_epoch and float(state.epoch or 0).is_integer()):  # else the epoch's evaluation comes first
+            self._ask(args, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._ask(args, control)
+
+    def _ask(self, args: TrainingArguments, control: TrainerControl) -> None:
+        if not _Noted.on:
+            return
+        number = _Noted.number
+        if args.world_size > 1:
+            everywhere = torch.tensor([number])
+            torch.distributed.all_reduce(everywhere, torch.distributed.ReduceOp.MAX, group=self.group)
+            number = int(everywhere)
+        if number:
+            _Noted.agreed = number
+            control.should_save = True
+
+
+# -- the end of an interrupted run -------------------------------------------------------------------------------------
+
+
+def leave(number: int) -> None:
+    """Say how to go on, give back what is held, leave no worker behind, and exit with 128 + `number`.
+
+    Raises:
+        SystemExit: always, in a run of one process; several are ended without the farewells that wait for one another.
+    """
+    if is_main_process():
+        print(f"\n{how_to_go_on(number)}", file=sys.stderr, flush=True)
+    release_all()
+    for child in multiprocessing.active_children():
+        child.terminate()
+        child.join(10)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(128 + number)
+    sys.exit(128 + number)
+
+
+def how_to_go_on(number: int) -> str:
+    """What was saved, and the exact command that goes on with it."""
+    name = signal.Signals(number).name
+    for folder in held():
+        checkpoint = last_checkpoint(folder)
+        if checkpoint is not None:
+            here = os.path.relpath(folder)
+            command = restart_command(here)
+            return f"Interrupted by {name}. {os.path.relpath(checkpoint)} is whole; go on from it with\n  {command}"
+    return f"Interrupted by {name}, before there was a checkpoint; start again with\n  {restart_command(None)}"
+
+
+def restart_command(folder: str | None) -> str:
+    """The command line of this run, its launcher included, resuming from `folder` where that is given."""
+    own = sys.orig_argv
+    words = [word for word in own if not word.startswith("--local_rank=")]  # DeepSpeed's launcher writes it
+    options = max(len(sys.argv) - 1 - (len(own) - len(words)), 0)
+    command = launcher(words[len(words) - options - 1 :]) or words
+    if folder is None:
+        return masked_command([*map(shlex.quote, command)])
+    given = without(command, ("resume_from_checkpoint", "overwrite_output_dir", "output_dir"))
+    again = [*given, "--output_dir", folder, "--resume_from_checkpoint", "True"]
+    return masked_command([*map(shlex.quote, again)])
+
+
+def launcher(tail: Sequence[str]) -> list[str] | None:
+    """The command line of the outermost launcher above this process, which ends on the same words; None without one."""
+    import psutil
+
+    found = None
+    try:
+        for process in psutil.Process().parents():
+            words = process.cmdline()
+            if len(words) <= len(tail) or words[-len(tail) :] != list(tail):
+                break
+            found = words
+    except psutil.Error:
+        return found
+    return found
+
+
+def without(words: Sequence[str], names: Sequence[str]) -> list[str]:
+    """A command line without the options `--name` and their values."""
+    left: list[str] = []
+    skipping = False
+    for word in words:
+        if word.startswith("--"):
+            skipping = word[2:].split("=")[0].replace("-", "_") in names
+        if not skipping:
+            left.append(word)
+        skipping = skipping and word.startswith("--") and "=" not in word  # the value that follows
+    return left
+
+
+def _end_with_launcher() -> None:
+    """Be told when `accelerate launch` ends: it starts one process and does not pass a signal on to it.
+
+    torchrun and DeepSpeed's launcher do. Without a launcher the parent is a shell, which may end.
+    """
+    if not sys.platform.startswith("linux") or set(RANKS) & set(os.environ):
+        return
+    try:
+        above = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return
+    if any(Path(os.fsdecode(word)).name in ("accelerate", "accelerate-launch") for word in above[:3]) or (
+        b"accelerate.commands.launch" in above
+    ):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
