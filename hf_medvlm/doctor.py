@@ -18,7 +18,7 @@ from hf_medvlm import __version__
 
 PACKAGES = """torch transformers accelerate datasets evaluate peft deepspeed huggingface_hub tokenizers safetensors
     numpy pillow pydicom pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg nltk rouge-score sacrebleu scikit-learn
-    matplotlib pyyaml radgraph torchvision bitsandbytes tensorboard wandb trackio""".split()
+    matplotlib pyyaml radgraph RaTEScore torchvision bitsandbytes tensorboard wandb trackio""".split()
 PROGRAMS = ("g++", "ninja", "nvcc", "nvidia-smi", "chromium")
 SWITCHES = """HF_HUB_OFFLINE TRANSFORMERS_OFFLINE HF_DATASETS_OFFLINE HF_HUB_DISABLE_XET HF_HUB_DISABLE_TELEMETRY
     CUDA_VISIBLE_DEVICES OMP_NUM_THREADS DS_ACCELERATOR TOKENIZERS_PARALLELISM""".split()
@@ -38,15 +38,25 @@ def describe() -> dict[str, dict[str, str]]:
     }
 
 
-def report() -> str:
-    """`describe()` as text to paste into an issue."""
+def report(clinical_weights: str | None = None) -> str:
+    """`describe()` as text to paste into an issue; with a folder of weights also what each clinical metric lacks."""
     lines = [f"hf_medvlm {__version__}"]
     for section, values in describe().items():
         lines += ["", section] + [f"  {name:<22} {value}" for name, value in values.items()]
+    if clinical_weights is not None:
+        lines += ["", "clinical metrics"] + [f"  {name:<22} {found}" for name, found in _clinical(clinical_weights)]
     missing = sorted(name for name in ("torch", "transformers", "accelerate") if not _version(name))
     if missing:
         lines += ["", f"missing: {', '.join(missing)}; run `pip install -c constraints.txt -e .` in the checkout"]
     return "\n".join(lines)
+
+
+def _clinical(weights: str) -> list[tuple[str, str]]:
+    """(metric, "all is there" or what it lacks); the folder is called DIR."""
+    from hf_medvlm.metrics.clinical import NEEDS, what_is_missing
+
+    found = what_is_missing(list(NEEDS), weights).items()
+    return [(name, lacks.replace(weights.rstrip("/"), "DIR") or "all is there") for name, lacks in found]
 
 
 def _version(package: str) -> str | None:

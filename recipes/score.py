@@ -4,8 +4,7 @@
     python recipes/score.py runs/finetune_blip/1 --clinical_metrics chexbert,bertscore --clinical_weights scorers
     python recipes/score.py ReXRank_test.json submission.json --rexrank --clinical_weights scorers
 
-A file is JSON Lines, a CSV or other table, a master file, ReXrank's JSON, or a run's folder; one file may hold both
-sides. Studies are brought together by their ids; what has no partner is named.
+A file is JSON Lines, a table, a master file, ReXrank's JSON, or a run's folder; one file may hold both sides.
 """
 
 import argparse
@@ -16,9 +15,8 @@ from hf_medvlm.data.files import write_json
 from hf_medvlm.data.report_texts import MISSING, PREDICTION, REFERENCE, pair_reports, read_reports
 from hf_medvlm.evaluation.leaderboard import METRICS, leaderboard, rexrank_records
 from hf_medvlm.evaluation.reports import score_reports
-from hf_medvlm.metrics.clinical import MISSING as MISSING_METRICS
-from hf_medvlm.metrics.clinical import check_names, missing_lines
-from hf_medvlm.training.arguments import split_names
+from hf_medvlm.metrics.clinical import missing_lines
+from hf_medvlm.training.clinical import ClinicalArguments
 from hf_medvlm.training.folders import choose_output_dir
 from hf_medvlm.training.run import leave_scores, run
 
@@ -42,6 +40,11 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image_folder", help="where image paths of the files start, for the page's radiographs")
     parser.add_argument("--clinical_metrics", default="", help="chexbert,bertscore,radgraph,radcliq, ...")
     parser.add_argument("--clinical_weights", help="the folder of their weights; what is missing there is named")
+    parser.add_argument("--judge_url", help="endpoint of a model that judges, for judge_green and judge_radfact")
+    parser.add_argument("--judge_model", default="", help="name of the judge behind --judge_url")
+    parser.add_argument(
+        "--judge_hosted_acknowledged", action="store_true", help="the judge may lie outside this network"
+    )
     parser.add_argument("--rexrank", action="store_true", help="print ReXrank's columns, and write its JSON")
     return parser.parse_args(argv)
 
@@ -49,19 +52,20 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> Path:
     args = options(argv)
     out = Path(choose_output_dir(args.out, "score", None, False))
-    clinical = list(dict.fromkeys([*(METRICS if args.rexrank else ()), *split_names(args.clinical_metrics)]))
-    check_names(clinical)
+    named = ",".join([*(METRICS if args.rexrank else ()), args.clinical_metrics])
+    asked = (args.clinical_weights, args.judge_url, args.judge_model, args.judge_hosted_acknowledged)
     columns = {"id_column": args.id_column, "sections": args.sections, "labelled": args.rexrank}
-    more = {"patient_column": args.patient_column, "split": args.split}
-    references = read_reports(args.references, REFERENCE, args.reference_column, **columns, **more)
+    more = columns | {"patient_column": args.patient_column, "split": args.split}
+    references = read_reports(args.references, REFERENCE, args.reference_column, **more)
     predictions = read_reports(args.predictions or args.references, PREDICTION, args.prediction_column, **columns)
     pairs = pair_reports(references, predictions, args.missing)
     train = read_reports(args.train_reports, REFERENCE, None, **columns).texts if args.train_reports else {}
-    for note in pairs.notes:
-        print(note)
+    print(*pairs.notes, sep="\n")
     texts = (pairs.predictions, pairs.references, pairs.studies, [t for t in train.values() if t.strip()])
     shown = [args.prior_shown if one is None else one for one in pairs.saw_prior]
-    scores = score_reports(*texts, shown, clinical, args.clinical_weights, clinical_baselines=args.rexrank)
+    scores = score_reports(
+        *texts, shown, **ClinicalArguments(named, *asked).clinical(), clinical_baselines=args.rexrank
+    )
     images = args.image_folder or references.image_folder or predictions.image_folder
     info = {"recipe": "score", "dataset": Path(args.references).name, "image_folder": str(images) if images else None}
     leave_scores(scores, out, info, pairs.left_out)
@@ -69,7 +73,7 @@ def main(argv: list[str] | None = None) -> Path:
         print(f"\n{leaderboard(scores, Path(predictions.path).name)}")
         write_json(out / "rexrank.json", rexrank_records(predictions.records or references.records, scores.predictions))
     else:
-        print("\n".join(["", scores.table(), *missing_lines(scores.figures.get(MISSING_METRICS, {}))]))
+        print("\n".join(["", scores.table(), *missing_lines(scores.figures)]))
     print(f"\n{scores.n} studies; open {out / 'report.html'}")
     return out
 

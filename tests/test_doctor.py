@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,17 @@ def test_the_doctor_tells_nothing_private():
     for secret in (*secrets.values(), str(Path.home()), os.getcwd(), os.uname().nodename):
         assert secret not in answer
     assert "HF_TOKEN               set" in answer
+
+
+def test_the_doctor_says_which_clinical_weights_lie_in_a_folder(tmp_path, capsys):
+    (tmp_path / "distilroberta-base").mkdir()
+    (tmp_path / "distilroberta-base" / "config.json").write_text("{}")
+    main(["doctor", "--clinical_weights", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert re.search(r"bertscore +all is there\n", printed) and re.search(r"temporal_f1 +all is there\n", printed)
+    assert re.search(r"chexbert +CheXbert: no chexbert.pth in DIR, nor in DIR/chexbert", printed)
+    assert re.search(r"radcliq +CheXbert: ", printed) and re.search(r"judge_green +.*--judge_url", printed)
+    assert str(tmp_path) not in printed
 
 
 def test_a_missing_package_is_answered_with_the_way_out(monkeypatch):

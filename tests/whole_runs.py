@@ -9,13 +9,16 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from clinical_weights import make_roberta
+
 ROOT = Path(__file__).parent.parent
 STEPS = "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8 --max_steps 12"
 COMMON = [*STEPS.split(), "--learning_rate", "1e-2", "--dataloader_num_workers", "0"]
 CAPTIONS = [*COMMON, "--max_length", "24"]
 CHAT = [*COMMON, "--max_new_tokens", "24", "--eval_strategy", "no"]
+CLINICAL = ["--clinical_metrics", "bertscore,chexbert", "--clinical_weights", "scorers"]
 RUNS = {
-    "blip": ("finetune_blip", CAPTIONS),
+    "blip": ("finetune_blip", [*CAPTIONS, *CLINICAL]),
     "git": ("finetune_git", CAPTIONS),
     "llava": ("llava_mimic", CHAT),
     "llava_lora": ("llava_mimic", [*CHAT, "--lora_enable", "True", "--lora_r", "4"]),
@@ -36,6 +39,8 @@ def finished_runs(folder: Path) -> Callable[[str], Path]:
         if out.is_dir():
             return out
         home.mkdir()
+        if name == "blip":  # weights of one of the two clinical metrics that it asks for
+            make_roberta(home / "scorers" / "distilroberta-base")
         if recipe == "llava_mimic":
             runpy.run_path(str(script))["main"]([*words, "--output_dir", str(out)])
             return out

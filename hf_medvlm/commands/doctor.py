@@ -8,9 +8,10 @@ from hf_medvlm.doctor import report
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """This command has no options."""
+    """A folder of scorers' weights to look into."""
+    parser.add_argument("--clinical_weights", help="say which clinical metrics' weights lie in this folder")
 
 
 def run(args: argparse.Namespace) -> None:
     """Print the report."""
-    print(report())
+    print(report(args.clinical_weights))

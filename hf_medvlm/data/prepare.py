@@ -40,6 +40,7 @@ from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study
 from hf_medvlm.data.summary import Tally, summarise, tally, to_csv, to_markdown
 from hf_medvlm.language.findings import label_report
+from hf_medvlm.language.tongues import other_language
 
 BLOCK = 2000
 """Studies of MIMIC-CXR that a worker takes at a time; a corpus of fewer than two blocks needs no workers."""
@@ -56,6 +57,7 @@ class Block:
     rejected: list[Rejected] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
     leaks: dict[str, list[str]] = field(default_factory=dict)
+    languages: Counter[str] = field(default_factory=Counter)
 
 
 def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
@@ -75,11 +77,13 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
     rejected: list[Rejected] = []
     tallies: dict[str, Tally] = {}
     leaks: dict[str, list[str]] = {}
+    languages: Counter[str] = Counter()
     with no_garbage_collection(), atomic_open(out, "wb") as handle:
         for block in _blocks(options):
             handle.write(block.text)
             rejected += block.rejected
             leaks |= block.leaks
+            languages += block.languages
             for split, counted in block.tallies.items():
                 tallies.setdefault(split, Tally()).add(counted)
         refuse_leakage(leaks)
@@ -88,6 +92,8 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
         settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
         left_out = dict(sorted(Counter(entry.reason for entry in rejected).items()))
         summary = {"settings": settings, **summarise(tallies), "left_out": left_out}
+        if languages:
+            summary["other_languages"] = dict(languages.most_common())
         with atomic_open(out.with_name("rejected.jsonl")) as beside:
             beside.writelines(_encode(asdict(entry)) + "\n" for entry in rejected)
         write_json(out.with_name("statistics.json"), summary)
@@ -102,6 +108,12 @@ def report(summary: dict[str, Any], rejected: Sequence[Rejected], options: Names
     print(to_markdown(summary))
     for entry in {entry.reason: entry for entry in reversed(rejected)}.values():
         print(f"left out, for example: {entry}")
+    if languages := summary.get("other_languages"):
+        named = ", ".join(f"{count} in {language}" for language, count in languages.items())
+        print(
+            f"warning: --labels text reads English; of the reports {named}: their labels say nothing, or too little; "
+            "give labels of your own in columns, with --labels corpus"
+        )
     print(f"{options.out}: {summary['splits']['all']['studies']} studies; {len(rejected)} entries in rejected.jsonl")
     print(f"Train with --dataset {options.out} --image_folder {_copies(options) if options.convert else options.root}")
 
@@ -180,7 +192,10 @@ def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block
         text = json.dumps(samples, indent=2, ensure_ascii=False) + "\n"
     else:
         text = "".join([_encode(study.to_dict()) + "\n" for study in studies])
-    return Block(text.encode(), corpus.rejected, tally(studies), leaks)
+    languages: Counter[str] = Counter()
+    if options.labels == "text":
+        languages.update(filter(None, (other_language(study.text()) for study in studies)))
+    return Block(text.encode(), corpus.rejected, tally(studies), leaks, languages)
 
 
 def _copies(options: Namespace) -> Path:

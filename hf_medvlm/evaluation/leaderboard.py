@@ -15,11 +15,11 @@ COLUMNS = {
     "SembScore": ("sembscore", "sembscore"),
     "RadGraph": ("radgraph_rexrank", "radgraph"),
     "RaTEScore": ("ratescore", "ratescore"),
-    "GREEN": ("green", "green"),
+    "GREEN-like": ("judge_green", "judge_green"),
 }
-"""The leaderboard's heading -> (name of our score, clinical metric that gives it). The first one ranks."""
-METRICS = tuple(metric for _, metric in COLUMNS.values() if metric != "green")
-"""What `clinical_scores` computes of them; GREEN asks a judge."""
+"""Heading -> (name of our score, clinical metric that gives it). The first one ranks; the last one is the leaderboard's
+GREEN only where its own model and prompt judge, which ours is not."""
+METRICS = tuple(metric for _, metric in COLUMNS.values())
 
 
 def leaderboard(scores: Scores, name: str) -> str:
@@ -39,7 +39,7 @@ def leaderboard(scores: Scores, name: str) -> str:
     missing = scores.figures.get(MISSING, {})
     for heading, (score, metric) in COLUMNS.items():
         if score not in scores.metrics:
-            lines.append(f"no {heading}: {missing.get(metric, 'no judge was named (--judge_url)')}")
+            lines.append(f"no {heading}: {missing.get(metric, 'undefined')}")
     return "\n".join(lines)
 
 

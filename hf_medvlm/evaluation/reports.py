@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Scores
@@ -11,9 +12,12 @@ from hf_medvlm.language.findings import label_report
 from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.audit import Error, audit
 from hf_medvlm.metrics.clinical import MISSING, clinical_scores
+from hf_medvlm.metrics.clinical.judge import Judge
 from hf_medvlm.metrics.findings_text import findings_f1
 from hf_medvlm.metrics.intervals import bootstrap_interval, mean_columns, ratio_of_sums
 from hf_medvlm.metrics.text import baseline_texts, score_texts, text_baselines
+
+Result = TypeVar("Result")
 
 
 def score_reports(
@@ -24,6 +28,7 @@ def score_reports(
     saw_prior: Sequence[bool] | None = None,
     clinical_metrics: Sequence[str] = (),
     clinical_weights: str | None = None,
+    judge: Judge | None = None,
     *,
     clinical_baselines: bool = False,
 ) -> Scores:
@@ -35,6 +40,7 @@ def score_reports(
         saw_prior: whether the earlier study was shown when the report was written; None: never.
         clinical_metrics: names of `hf_medvlm.metrics.clinical`; those without their weights have no score, and
             `figures["missing_metrics"]` says why. clinical_weights: the folder of their weights.
+        judge: the model behind the metrics that ask one.
         clinical_baselines: the baselines' clinical metrics too, each as costly as the scores themselves.
     """
     patients = [study.patient_id for study in studies]
@@ -62,7 +68,8 @@ def score_reports(
         scores.baselines[system] |= audit(said, references, saw_prior=shown, resamples=0).metrics
     scores.figures = {"per_finding": findings.per_finding, "audit": audited.per_finding}
     if clinical_metrics:
-        result, missing = clinical_scores(clinical_metrics, texts, references, clinical_weights)
+        compute = partial(clinical_scores, references=references, weights=clinical_weights, judge=judge)
+        result, missing = on_main_process(partial(compute, clinical_metrics, texts))
         scores.metrics |= result.values
         scores.facts |= result.facts
         scores.intervals |= {name: bootstrap_interval(each, patients) for name, each in result.per_study.items()}
@@ -75,7 +82,8 @@ def score_reports(
         per_study |= result.per_study
         computed = [name for name in clinical_metrics if name not in missing]
         for system, said in systems.items() if clinical_baselines and computed else ():
-            scores.baselines[system] |= clinical_scores(computed, said, references, clinical_weights)[0].values
+            found = on_main_process(partial(compute, computed, said))
+            scores.baselines[system] |= found[0].values
     scores.predictions = [
         _line(study, *pair, prior, errors, {name: values[number] for name, values in per_study.items()})
         for number, (study, pair, prior, errors) in enumerate(
@@ -83,6 +91,26 @@ def score_reports(
         )
     ]
     return scores
+
+
+def on_main_process(compute: Callable[[], Result]) -> Result:
+    """`compute()`, run by the main process alone and handed to the others; its error is raised in all of them."""
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return compute()
+    from accelerate.utils import broadcast_object_list
+
+    box: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            box[0] = compute()
+        except Exception as error:  # whatever it is, the other processes must hear of it
+            box[1] = error
+    broadcast_object_list(box)
+    if box[1] is not None:
+        raise box[1]
+    return box[0]
 
 
 def _line(

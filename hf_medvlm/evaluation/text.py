@@ -21,7 +21,8 @@ from hf_medvlm.language.findings import label_report
 from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.audit import KINDS as AUDITED_ERRORS
 from hf_medvlm.metrics.audit import WITHOUT_PRIOR
-from hf_medvlm.metrics.clinical import MISSING, missing_lines
+from hf_medvlm.metrics.clinical import missing_lines
+from hf_medvlm.metrics.clinical.judge import Judge
 from hf_medvlm.metrics.findings_text import findings_f1
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class TextEvaluation(Evaluation):
         studies: what `compute_metrics` scores, in the order of the evaluation data set.
         clinical_metrics: names of `hf_medvlm.metrics.clinical`; those without their weights are named once.
         clinical_weights: the folder of their weights.
+        judge: the model behind those clinical metrics that ask one.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = (
@@ -81,6 +83,7 @@ class TextEvaluation(Evaluation):
     studies: Sequence[Study] = ()
     clinical_metrics: Sequence[str] = ()
     clinical_weights: str | None = None
+    judge: Judge | None = None
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def knows(self, name: str) -> bool:
@@ -154,9 +157,9 @@ class TextEvaluation(Evaluation):
     def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
         """Everything that needs no model: text metrics, findings, audit, baselines, clinical metrics."""
         shown = [self.saw_prior(study) for study in studies]
-        clinical = (self.clinical_metrics, self.clinical_weights)
+        clinical = (self.clinical_metrics, self.clinical_weights, self.judge)
         scores = score_reports(texts, references, studies, self.train_reports, shown, *clinical)
-        for line in missing_lines(scores.figures.get(MISSING, {})):
+        for line in missing_lines(scores.figures):
             if line not in self._said:
                 self._said.add(line)
                 logger.warning(line)

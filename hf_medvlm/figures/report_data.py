@@ -24,7 +24,7 @@ from hf_medvlm.figures.marks import agreement, compare, mark
 from hf_medvlm.figures.results import Run, is_number
 from hf_medvlm.figures.roc import roc_curves
 from hf_medvlm.labels import CHEXPERT_14
-from hf_medvlm.metrics.clinical import MISSING, missing_lines
+from hf_medvlm.metrics.clinical import missing_lines
 from hf_medvlm.metrics.facts import HIGHER, NEITHER
 
 IMAGE_SIDE, SMALL_SIDE, MANY_STUDIES = 512, 320, 500
@@ -103,7 +103,7 @@ def _head(run: Run) -> dict[str, Any]:
         "n": run.n if run.n is not None else len(run.predictions) or None,
         "groups": [{"title": title, "rows": found} for title, found in rows.items() if found],
         "baselines": list(run.baselines),
-        "missing": missing_lines(run.figures.get(MISSING) or {}),
+        "missing": missing_lines(run.figures),
         "curves": [
             {"title": "Loss", "x": "optimisation step", "y": "loss (nats)", "series": _thin(loss_series(run))},
             *(

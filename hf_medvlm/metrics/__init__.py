@@ -25,6 +25,8 @@ MODULES = {
     "radgraph": "clinical.radgraph",
     "radcliq": "clinical.radcliq",
     "ratescore": "clinical.ratescore",
+    "judge_green": "clinical.judge",
+    "judge_radfact": "clinical.judge",
     "temporal_f1": "clinical.wordlists",
     "bleu2_rexrank": "clinical.wordlists",
 }

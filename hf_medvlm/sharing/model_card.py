@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_medvlm.data.licences import is_open
-from hf_medvlm.metrics.clinical import MISSING, missing_lines
+from hf_medvlm.metrics.clinical import missing_lines
 
 CARD = "README.md"
 OURS = ("dual_encoder", "patch_ib", "medklip", "biovil_t")
@@ -174,7 +174,7 @@ def _scores(results: dict[str, Any]) -> str:
         if rule := protocol.get(name):
             rules.setdefault(rule, []).append(f"`{name}`")
     how = [f"- {', '.join(names)}: {_cell(rule)}" for rule, names in rules.items()]
-    missing = [_cell(line) for line in missing_lines((results.get("figures") or {}).get(MISSING) or {})]
+    missing = [_cell(line) for line in missing_lines(results.get("figures") or {})]
     return "\n\n".join([f"{count}{trivial}", "\n".join(lines), *missing, "How they were measured:", "\n".join(how)])
 
 

@@ -13,7 +13,9 @@ from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.base import nearest
 from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.metrics.clinical import what_is_missing
 from hf_medvlm.models.preprocessing import describe_pixels
+from hf_medvlm.training.arguments import split_names
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.preflight_resources import check_resources, parameter_sizes
 from hf_medvlm.training.preflight_scores import check_classes, check_headline
@@ -41,7 +43,16 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     if hasattr(trainer, "check_family"):
         trainer.check_family(checks)
     check_resources(checks, trainer, splits, args)
+    _clinical(checks, args)
     return checks
+
+
+def _clinical(checks: Checks, args: SimpleNamespace) -> None:
+    """Which clinical metrics will have a score, and what the others lack."""
+    names = split_names(_option(args, "clinical_metrics") or "")
+    judge = bool(_option(args, "judge_url"))
+    for name, lacks in what_is_missing(names, _option(args, "clinical_weights"), judge).items():
+        checks.add(WARNING if lacks else OK, "clinical", f"no {name}: {lacks}" if lacks else f"{name}: all is there")
 
 
 FEW = 20  # studies of a split, below which its scores say little

@@ -192,6 +192,19 @@ def test_a_prior_that_was_left_out_gives_way_to_the_one_before(tmp_path):
     assert [(s.study_id, s.prior_study_id) for s in studies] == [("50000000", None), ("50000002", "50000000")]
 
 
+def test_reports_in_other_languages_are_named_where_labels_come_from_the_text(tmp_path, capsys):
+    make_corpora.write_image(tmp_path / "a.png")
+    make_corpora.write_image(tmp_path / "b.png", seed=1)
+    spanish = "No se observa derrame pleural. La silueta cardíaca es normal y los pulmones están sin hallazgos."
+    (tmp_path / "t.csv").write_text(f'image,patient_id,findings\na.png,1,"{spanish}"\nb.png,2,"{SENTENCES[1]}"\n')
+    for labels in ("text", "corpus"):
+        table = ["--table", str(tmp_path / "t.csv"), "--labels", labels]
+        statistics, _, _ = prepare("table", tmp_path, *table, out=tmp_path / labels / "m.jsonl")
+        printed = capsys.readouterr().out
+        assert ("warning: --labels text reads English; of the reports 1 in Spanish" in printed) == (labels == "text")
+        assert statistics.get("other_languages") == ({"Spanish": 1} if labels == "text" else None)
+
+
 def test_labels_from_the_text_and_by_policy(tmp_path):
     make_open_i(tmp_path)
     _, studies, _ = prepare("iu-xray", tmp_path, "--labels", "text")

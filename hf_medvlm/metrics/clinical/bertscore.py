@@ -32,6 +32,15 @@ PLAIN = "every token weighs the same, the first and the last special token nothi
 WEIGHED = "tokens weighed by their inverse document frequency among the references (IDF on, as RadEval's RadCliQ)"
 
 
+def locate(weights: str | Path | None) -> Path:
+    """The encoder's folder.
+
+    Raises:
+        MissingWeights: it is not there.
+    """
+    return find_file(weights, FOLDERS, ("config.json",), "BERTScore (distilroberta-base)").parent
+
+
 class BERTScorer:
     """Token embeddings of a RoBERTa-like encoder, cut after `LAYER` layers.
 
@@ -47,7 +56,7 @@ class BERTScorer:
     def __init__(self, weights: str | Path | None, device: str | None = None, batch_size: int = 64) -> None:
         from torch import nn
 
-        folder = find_file(weights, FOLDERS, ("config.json",), "BERTScore (distilroberta-base)").parent
+        folder = locate(weights)
         model, self.tokenizer = load_text_model(folder)
         layers = getattr(getattr(model, "encoder", None), "layer", None)
         if layers is None or len(layers) < LAYER:

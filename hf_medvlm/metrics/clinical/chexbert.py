@@ -35,6 +35,17 @@ SHARED = (
 POLICIES = {"": "uncertain counts as present, as in F1CheXbert", "_uncertain_negative": "uncertain counts as absent"}
 
 
+def locate(weights: str | Path | None) -> tuple[Path, Path]:
+    """`chexbert.pth` and its tokenizer's file.
+
+    Raises:
+        MissingWeights: one of them is not there.
+    """
+    path = find_file(weights, FOLDERS, FILES, "CheXbert")
+    places = ("bert-base-uncased", "../bert-base-uncased", "tokenizer")
+    return path, find_file(path.parent, places, TOKENIZERS, "CheXbert's tokenizer (bert-base-uncased)")
+
+
 class CheXbert:
     """The labeller, read from `chexbert.pth` as published and a BERT tokenizer beside it.
 
@@ -52,9 +63,7 @@ class CheXbert:
     def __init__(self, weights: str | Path | None, device: str | None = None, batch_size: int = 64) -> None:
         from transformers import AutoTokenizer
 
-        path = find_file(weights, FOLDERS, FILES, "CheXbert")
-        places = ("bert-base-uncased", "../bert-base-uncased", "tokenizer")
-        vocabulary = find_file(path.parent, places, TOKENIZERS, "CheXbert's tokenizer (bert-base-uncased)")
+        path, vocabulary = locate(weights)
         self.device, self.batch_size = default_device(device), batch_size
         self.bert, self.heads = _build(path, vocabulary.parent / "config.json", self.device)
         self.tokenizer = AutoTokenizer.from_pretrained(

@@ -22,7 +22,7 @@ import numpy as np
 
 from hf_medvlm.metrics.base import InMemory
 from hf_medvlm.metrics.clinical.results import ClinicalResult, check_pairs
-from hf_medvlm.metrics.clinical.weights import MissingWeights, default_device, find_file
+from hf_medvlm.metrics.clinical.weights import MissingWeights, default_device, find_file, require_package
 
 Annotation = Mapping[str, Any]
 MODELS = ("radgraph", "radgraph-xl")
@@ -79,6 +79,16 @@ def _relations(entities: Mapping[str, Any]) -> set:
     }
 
 
+def locate(weights: str | Path | None, model: str) -> Path:
+    """`weights.th` of the model.
+
+    Raises:
+        MissingWeights: the package or the model is not there.
+    """
+    require_package("radgraph", "RadGraph")
+    return find_file(weights, (model,), ("weights.th",), f"RadGraph's model {model}")
+
+
 def annotate(
     texts: Sequence[str], weights: str | Path | None, model: str, device: str | None = None
 ) -> list[Annotation]:
@@ -92,13 +102,11 @@ def annotate(
     Raises:
         MissingWeights: the package, the model or its BERT is not there.
     """
+    state = locate(weights, model)
     try:
         from radgraph import RadGraph
     except ImportError as error:
-        raise MissingWeights(
-            f"RadGraph: the package radgraph is not installed ({error}); pip install radgraph"
-        ) from error
-    state = find_file(weights, (model,), ("weights.th",), f"RadGraph's model {model}")
+        raise MissingWeights(f"RadGraph: its package cannot be imported ({error}); pip install radgraph") from error
     with tempfile.TemporaryDirectory() as cache:
         copy = Path(cache) / model
         copy.mkdir()

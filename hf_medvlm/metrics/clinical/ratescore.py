@@ -12,10 +12,26 @@ import numpy as np
 
 from hf_medvlm.metrics.base import InMemory
 from hf_medvlm.metrics.clinical.results import ClinicalResult, check_pairs
-from hf_medvlm.metrics.clinical.weights import MissingWeights, default_device, find_file
+from hf_medvlm.metrics.clinical.weights import MissingWeights, default_device, find_file, require_package
 
 ENTITIES, SYNONYMS = "RaTE-NER-Deberta", "BioLORD-2023-C"
 PROTOCOL = "RaTEScore (package RaTEScore, affinity matrix of long reports), mean over studies"
+
+
+def locate(weights: str | Path | None) -> list[Path]:
+    """The folders of its two models.
+
+    Raises:
+        MissingWeights: a folder or the package is not there.
+    """
+    require_package("RaTEScore", "RaTEScore")
+    folders = [
+        find_file(weights, (name, f"ratescore/{name}"), ("config.json",), f"RaTEScore's {name}").parent
+        for name in (ENTITIES, SYNONYMS)
+    ]
+    if folders[0] == folders[1]:
+        raise MissingWeights(f"RaTEScore: {ENTITIES} and {SYNONYMS} must lie in folders of these names in {weights}")
+    return folders
 
 
 def score(
@@ -27,16 +43,11 @@ def score(
         MissingWeights: a folder or the package is not there.
     """
     check_pairs(predictions, references)
-    folders = [
-        find_file(weights, (name, f"ratescore/{name}"), ("config.json",), f"RaTEScore's {name}").parent
-        for name in (ENTITIES, SYNONYMS)
-    ]
-    if folders[0] == folders[1]:
-        raise MissingWeights(f"RaTEScore: {ENTITIES} and {SYNONYMS} must lie in folders of these names in {weights}")
+    folders = locate(weights)
     try:
         from RaTEScore import RaTEScore
     except ImportError as error:
-        raise MissingWeights(f"RaTEScore: its package is not installed ({error}); pip install RaTEScore") from error
+        raise MissingWeights(f"RaTEScore: its package cannot be imported ({error}); pip install RaTEScore") from error
     scorer = RaTEScore(
         bert_model=str(folders[0]), eval_model=str(folders[1]), use_gpu=default_device(device).type == "cuda"
     )

@@ -5,6 +5,7 @@ Nothing is fetched: a metric whose weights are not there is left out with the re
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,12 @@ def find_file(weights: str | Path | None, folders: Sequence[str], names: Sequenc
                 return folder / name
     places = ", ".join(f"{root / name}" for name in folders)
     raise MissingWeights(f"{what}: no {' or '.join(names)} in {root}, nor in {places}")
+
+
+def require_package(package: str, what: str) -> None:
+    """Raise `MissingWeights` where a scorer's own package is not installed; it is not imported."""
+    if importlib.util.find_spec(package) is None:
+        raise MissingWeights(f"{what}: the package {package} is not installed; pip install {package}")
 
 
 def read_pickled_weights(path: Path) -> dict[str, Any]:
