@@ -29,11 +29,17 @@ from transformers import CLIPImageProcessorPil, ViTConfig, ViTModel
 from hf_medvlm.collators.augmentation import finish_batch
 from hf_medvlm.collators.geometry import Preparation
 from hf_medvlm.collators.pixels import Unfinished, read_pixels
+from hf_medvlm.data.cache import ImageCache
+from hf_medvlm.data.cache_building import build_cache
 from hf_medvlm.data.images import open_radiograph
+from hf_medvlm.data.images.augment import Variation
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study, StudyImage
 
 FULL = (2544, 3056)
+CACHED = 32
+"""How often each picture of the cache is read in one turn: a few would be too quick to be timed."""
+FROM_CACHE = "uint8 from the cache"
 
 
 def make_files(folder: Path, small: bool) -> dict[str, list[str]]:
@@ -106,8 +112,17 @@ def ways(folder: Path, files: list[str], processor: Any) -> dict[str, Callable[[
         pictures = [old_augment(open_radiograph(folder / i.path), row.rng(0)).convert("RGB") for row, i in rows]
         return processor(pictures, return_tensors="pt").pixel_values
 
+    build_cache(folder / "pictures", folder, files, prepared, workers=1)
+    cache = ImageCache(folder / "pictures", folder, prepared)
+    cached = [rows[number % len(rows)] for number in range(CACHED * len(rows))]
+    varied = [Variation.draw(row.rng(0)) for row, _ in rows]
+    small = [prepared.cut(cache[name]) for name in files]
+
     def send(training: bool) -> Any:
         return Unfinished(lambda items: read_pixels(items, folder, processor, training, 0))(rows)
+
+    def from_cache() -> Any:
+        return Unfinished(lambda items: read_pixels(items, cache, processor, False, 0))(cached)
 
     found: dict[str, Callable[[], Any]] = {
         "decoding": lambda: [open_radiograph(io.BytesIO(content)) for content in contents],
@@ -116,6 +131,8 @@ def ways(folder: Path, files: list[str], processor: Any) -> dict[str, Callable[[
         "pixel values": lambda: read_pixels(rows, folder, processor, False, 0),
         "pixel values, varied": lambda: read_pixels(rows, folder, processor, True, 0),
         "old way, varied": old,
+        FROM_CACHE: from_cache,
+        "variation alone": lambda: [one.apply(picture) for one, picture in zip(varied, small, strict=True)],
     }
     return found
 
@@ -129,7 +146,8 @@ def time_ways(found: dict[str, Callable[[], Any]], images: int, rounds: int) -> 
             way()
             if number:  # the first round warms up
                 seconds[name].append(time.perf_counter() - start)
-    return {name: images / statistics.median(times) for name, times in seconds.items()}
+    times_more = {FROM_CACHE: CACHED}
+    return {name: times_more.get(name, 1) * images / statistics.median(times) for name, times in seconds.items()}
 
 
 class Repeated(torch.utils.data.Dataset):
@@ -219,6 +237,7 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        os.environ["HF_MEDVLM_CACHE"] = str(folder / "known")
         for kind, files in make_files(folder, options.small).items():
             rates = time_ways(ways(folder, files, processor), len(files), options.rounds)
             results[kind] = rates
@@ -227,6 +246,8 @@ def main() -> None:
             times = rates["pixel values, varied"] / rates["old way, varied"]
             share = rates["uint8 for the device"] / rates["decoding at scale"]
             print(f"{kind:<16} varied, against the old way {times:.1f} x; uint8, against decoding at scale {share:.2f}")
+            again = rates[FROM_CACHE] / rates["uint8 for the device"]
+            print(f"{kind:<16} uint8 from the cache, against uint8 of the files {again:.1f} x")
             if options.device and kind != "DICOM":
                 results[f"{kind} on {options.device}"] = on_device(folder, files, processor, options)
                 print(kind, results[f"{kind} on {options.device}"], flush=True)

@@ -22,6 +22,7 @@ from hf_medvlm.families.biovil_t.recipe import (
     prior_collator,
 )
 from hf_medvlm.training.arguments import DataArguments, MedVLMArguments, parse
+from hf_medvlm.training.image_cache import use_image_cache
 from hf_medvlm.training.run import load_data, run
 
 
@@ -38,6 +39,7 @@ def main(argv: list[str] | None = None) -> str:
     if args.training.dry_run:
         print(f"{len(studies)} studies of {splits.name} would be written to {args.training.output_dir}")
         return ""
+    use_image_cache([collator], splits, args.training)
     index = extract_features(model, collator, studies, args.training.output_dir, feature_options(args))
     print(f"{len(studies)} studies in {index}")
     return str(index)

@@ -93,7 +93,7 @@ def open_image(row: Row, image: StudyImage | None, folder: ImageFolder, way: Pre
         picture = folder[image.path]
     else:
         picture = open_radiograph(Path(folder) / image.path, way.enough if way else None)
-    return picture if way is None else way.resize(picture)
+    return picture if way is None or picture.info.get("prepared") == way.key else way.resize(picture)
 
 
 def look_up(pictures: Sequence[np.ndarray], table: np.ndarray) -> np.ndarray:

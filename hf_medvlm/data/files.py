@@ -23,6 +23,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_MEDVLM_CACHE", "~/.cache/hf_medvlm")).expanduser()
 
 
+def available_cores() -> int:
+    """The processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def short_hash(text: str) -> str:
     """16 hexadecimal digits that stand for a text in a file name."""
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

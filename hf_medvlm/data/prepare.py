@@ -19,6 +19,8 @@ from typing import Any
 from tqdm import tqdm
 
 from hf_medvlm.data.boxes import attach_progression, read_boxes, read_progression, with_boxes
+from hf_medvlm.data.cache import LongestSide
+from hf_medvlm.data.cache_building import build_cache
 from hf_medvlm.data.conversations import to_llava, with_conversations
 from hf_medvlm.data.convert_images import convert_images
 from hf_medvlm.data.files import atomic_open, write_json
@@ -42,6 +44,8 @@ from hf_medvlm.data.summary import Tally, summarise, tally, to_csv, to_markdown
 from hf_medvlm.language.findings import label_report
 from hf_medvlm.language.tongues import other_language
 
+CACHED = 512
+"""Longer side of the pictures of `--cache` where no `--size` is given."""
 BLOCK = 2000
 """Studies of MIMIC-CXR that a worker takes at a time; a corpus of fewer than two blocks needs no workers."""
 
@@ -115,7 +119,9 @@ def report(summary: dict[str, Any], rejected: Sequence[Rejected], options: Names
             "give labels of your own in columns, with --labels corpus"
         )
     print(f"{options.out}: {summary['splits']['all']['studies']} studies; {len(rejected)} entries in rejected.jsonl")
-    print(f"Train with --dataset {options.out} --image_folder {_copies(options) if options.convert else options.root}")
+    cache = f" --image_cache {options.cache}" if options.cache else ""
+    folder = _copies(options) if options.convert else options.root
+    print(f"Train with --dataset {options.out} --image_folder {folder}{cache}")
 
 
 @contextmanager
@@ -151,7 +157,7 @@ def _blocks(options: Namespace) -> Iterator[Block]:
 def _is_whole(options: Namespace) -> bool:
     """Whether the corpus must be dealt with in one piece."""
     annotated = options.boxes or options.progression or options.radgraph
-    return bool(options.convert or options.verify_images or annotated or options.format == "llava")
+    return bool(options.convert or options.cache or options.verify_images or annotated or options.format == "llava")
 
 
 def _start_worker(tables: MimicTables, options: Namespace) -> None:
@@ -175,6 +181,10 @@ def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block
         corpus.studies = attach_triplets(corpus.studies, read_radgraph(options.radgraph))
     if options.convert:
         _convert(corpus, options)
+    elif options.cache:
+        paths = (image.path for study in corpus.studies for image in study.images)
+        how = LongestSide(options.size or CACHED)
+        drop_images(corpus, build_cache(options.cache, options.root, paths, how, options.workers).broken, options.root)
     elif options.verify_images:
         drop_broken_images(corpus, options.root, options.workers)
     studies = corpus.studies

@@ -57,9 +57,14 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
     if unknown:
         names = [name for action in corpora[options.corpus]._actions for name in action.option_strings]
         raise ValueError(f"{options.corpus}: unknown option {unknown[0]!r}{nearest(unknown[0].split('=')[0], names)}")
-    if options.size is not None and (options.size < 16 or not options.convert):
+    if options.size is not None and (options.size < 16 or not (options.convert or options.cache)):
         raise ValueError(
-            f"--size is the longer side of the copies that --convert png makes, 16 or more; got {options.size}"
+            f"--size is the longer side of the copies that --convert png makes or of the pictures of --cache, 16 or "
+            f"more; got {options.size}"
+        )
+    if options.convert and options.cache:
+        raise ValueError(
+            "--convert png writes copies of the images and --cache prepared pictures; one of them is enough"
         )
     language = NO_ENGLISH_REPORT.get(options.corpus) or ("Spanish" if getattr(options, "language", "") == "es" else "")
     if options.labels == "text" and language:
@@ -107,7 +112,12 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     add("--min_characters", type=int, default=30, help="shorter texts are left out")
     add("--verify_images", action=BooleanOptionalAction, default=False, help="decode every image")
     add("--convert", choices=("png",), help="write copies of the images and let the paths lead to them")
-    add("--size", type=int, help="longer side of the copies in pixels; without it they keep theirs")
+    add("--cache", type=Path, help="fill this folder with prepared pictures, for --image_cache of every recipe")
+    add(
+        "--size",
+        type=int,
+        help="longer side in pixels: of the copies, else as it is; of the pictures of --cache, else 512",
+    )
     add("--image_cache", type=Path, help="folder of the copies; by default beside --out")
     add("--labels", choices=("corpus", "text"), default="corpus", help="the corpus's own, or read from the reports")
     add("--label_policy", choices=tuple(LABEL_POLICIES), default="keep", help="what becomes of uncertain findings")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -51,7 +51,7 @@ def check_images(folder: str | Path, paths: Iterable[str], workers: int | None =
     """
     folder = Path(folder)
     unique = pc.unique(paths if isinstance(paths, pa.Array | pa.ChunkedArray) else pa.array(paths, pa.string()))
-    store = cache_folder() / "verified" / f"{short_hash(str(folder.resolve()))}.parquet"
+    store = store_of(folder)
     with machine_lock(str(store)):
         sizes, times = stat_files(folder, unique, workers)
         known = _read(store)
@@ -67,8 +67,14 @@ def check_images(folder: str | Path, paths: Iterable[str], workers: int | None =
             reasons = dict(zip(np.flatnonzero(unusable).tolist(), texts, strict=True))
         new = np.flatnonzero(~same)
         if len(new):
-            reasons |= _decode(folder, unique, new, (sizes, times), known, store, workers)
+            decoded = _decode(folder, unique.take(pa.array(new)), (sizes[new], times[new]), known, store, workers)
+            reasons |= {number: reason for number, reason in zip(new.tolist(), decoded, strict=True) if reason}
     return {unique[number].as_py(): reasons[number] for number in sorted(reasons)}
+
+
+def store_of(folder: str | Path) -> Path:
+    """The file that remembers the images of a folder."""
+    return cache_folder() / "verified" / f"{short_hash(str(Path(folder).resolve()))}.parquet"
 
 
 def stat_files(
@@ -77,19 +83,21 @@ def stat_files(
     """(n,) int64 each: bytes and time of change (ns) of the files; -1 where there is none, or none that may be seen."""
 
     def look(start: int) -> list[tuple[int, int]]:
-        facts = []
-        for path in paths.slice(start, block).to_pylist():
-            try:
-                status = os.stat(os.path.join(folder, path))
-                facts.append((status.st_size, status.st_mtime_ns))
-            except (OSError, ValueError):
-                facts.append((-1, -1))
-        return facts
+        return [stat_file(os.path.join(folder, path)) for path in paths.slice(start, block).to_pylist()]
 
     with ThreadPoolExecutor(workers) as pool:
         blocks = list(pool.map(look, range(0, len(paths), block)))
     facts = np.array([fact for part in blocks for fact in part], np.int64).reshape(-1, 2)
     return facts[:, 0], facts[:, 1]
+
+
+def stat_file(path: str | Path) -> tuple[int, int]:
+    """Bytes and time of change (ns) of a file; -1 where there is none, or none that may be seen."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return -1, -1
+    return status.st_size, status.st_mtime_ns
 
 
 def settled(times: np.ndarray) -> np.ndarray:
@@ -124,52 +132,60 @@ def _read(store: Path) -> pa.Table:
     )
 
 
+def remember(folder: str | Path, facts: Sequence[tuple[str, int, int, str | None]]) -> None:
+    """Keep what somebody else has found who decoded images: (path, size, time of change, why it cannot be used)."""
+    store = store_of(folder)
+    if facts:
+        with machine_lock(str(store)):
+            _save(store, _read(store), *zip(*facts, strict=True))
+
+
 def _decode(
     folder: Path,
     paths: pa.Array,
-    places: np.ndarray,
     facts: tuple[np.ndarray, np.ndarray],
     known: pa.Table,
     store: Path,
     workers: int | None,
-) -> dict[int, str]:
-    """Check the files at `places` and remember them; place -> reason of the unusable ones."""
+) -> list[str | None]:
+    """Check files and remember them; the reason of each, None where it can be used."""
     from tqdm import tqdm
 
-    checked = paths.take(pa.array(places))
-    steady = settled(facts[1][places]) & (facts[0][places] >= 0)
     reasons: list[str | None] = []
     saved = time.monotonic()
     try:
         with (
             ThreadPoolExecutor(workers) as pool,
-            tqdm(desc="Checking images", total=len(places), unit="image", disable=None) as bar,
+            tqdm(desc="Checking images", total=len(paths), unit="image", disable=None) as bar,
         ):
-            for start in range(0, len(places), BLOCK):
-                files = [folder / path for path in checked.slice(start, BLOCK).to_pylist()]
+            for start in range(0, len(paths), BLOCK):
+                files = [folder / path for path in paths.slice(start, BLOCK).to_pylist()]
                 for reason in pool.map(why_unusable, files):
                     reasons.append(reason)
                     bar.update()
                 if time.monotonic() - saved > SAVE_EVERY:
-                    _save(store, known, checked, places, facts, steady, reasons)
+                    _save(store, known, paths, *facts, reasons)
                     saved = time.monotonic()
     finally:  # an interrupted check goes on from here
-        _save(store, known, checked, places, facts, steady, reasons)
-    return {place: reason for place, reason in zip(places.tolist(), reasons, strict=True) if reason}
+        _save(store, known, paths, *facts, reasons)
+    return reasons
 
 
 def _save(
     store: Path,
     known: pa.Table,
-    checked: pa.Array,
-    places: np.ndarray,
-    facts: tuple[np.ndarray, np.ndarray],
-    steady: np.ndarray,
-    reasons: list[str | None],
+    paths: Sequence[str] | pa.Array,
+    sizes: Sequence[int],
+    times: Sequence[int],
+    reasons: Sequence[str | None],
 ) -> None:
+    """Write `known` with the first `len(reasons)` files in place of what it said of them."""
     count = len(reasons)
-    columns = [checked[:count], *(pa.array(fact[places[:count]]) for fact in facts), pa.array(reasons, pa.string())]
-    new = pa.table(columns, schema=SCHEMA).filter(pa.array(steady[:count]))
+    columns = [
+        pa.array(column[:count], kind.type) for column, kind in zip((paths, sizes, times, reasons), SCHEMA, strict=True)
+    ]
+    new = pa.table(columns, schema=SCHEMA)
+    new = new.filter(pa.array(settled(np.array(times[:count])) & (np.array(sizes[:count]) >= 0)))
     others = known.filter(pc.invert(pc.is_in(known["path"], value_set=new["path"].combine_chunks())))
     try:
         with atomic_open(store, "wb") as handle:

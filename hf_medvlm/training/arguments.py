@@ -99,6 +99,11 @@ class MedVLMArguments(TrainingArguments):
         None, "learning rate of what stands between vision and language, heads included; --learning_rate by default"
     )
     augment: bool = option(True, "vary pose, exposure and noise of the training images (never mirrored)")
+    image_cache: str | None = option(
+        None,
+        "folder of prepared pictures, decoded and shrunk once for all runs and processes; what is not in it is added "
+        "before training (prepare_data.py --cache fills one too)",
+    )
     logging_steps: float = option(10, "log every so many steps (below 1: a fraction of the run)")
     eval_strategy: str = option("steps", "no, steps or epoch")
     eval_steps: float | None = option(0.25, "evaluate every so many steps (below 1: a fraction of the run)")

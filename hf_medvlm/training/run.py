@@ -35,6 +35,7 @@ from hf_medvlm.training.checkpoints import (
     remove_checkpoint,
 )
 from hf_medvlm.training.folders import RUN_FILE
+from hf_medvlm.training.image_cache import use_image_cache
 from hf_medvlm.training.interrupt import asked, leave, listening
 from hf_medvlm.training.lora import is_adapted, write_merged
 from hf_medvlm.training.machines import check_once
@@ -129,6 +130,8 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
             folder.rmdir()  # the Trainer has made it; a run that did not happen takes no number
         return {}
     checkpoint = None if training.evaluate_only else training.resume_from_checkpoint  # `parse` has looked at it
+    collators = [trainer.data_collator, getattr(trainer.evaluation, "collator", None)]
+    use_image_cache([each for each in collators if each is not None], splits, training)
     if main_process:
         folder.mkdir(parents=True, exist_ok=True)
         _begin(folder, anew=not (checkpoint or training.evaluate_only) and training.overwrite_output_dir)

@@ -143,7 +143,10 @@ def test_dry_run_says_what_it_would_do_and_trains_nothing(recipe, cache, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_two_processes_follow_the_curve_of_one(recipe, launcher, cache, tmp_path):
-    """One process, `torchrun` and `deepspeed` with ZeRO-3: the same losses and scores, one safetensors file each."""
+    """One process, `torchrun` and `deepspeed` with ZeRO-3: the same losses and scores, one safetensors file each.
+
+    Under `torchrun` the pictures come from a cache and through workers, in one process from the files and without.
+    """
     options = [*QUICK, "--logging_steps", "1", "--learning_rate", "1e-3", "--eval_strategy", "no", "--output_dir"]
     code, _, err = recipe("finetune_blip", *options, "alone")
     assert code == 0, err
@@ -152,6 +155,7 @@ def test_two_processes_follow_the_curve_of_one(recipe, launcher, cache, tmp_path
     bin_folder = Path(sys.executable).parent
     if launcher == "torchrun":
         launch: tuple[str, ...] = (str(bin_folder / "torchrun"), "--standalone", "--nproc_per_node", "2")
+        half = [*half, "--image_cache", "pictures", "--dataloader_num_workers", "2"]
     else:
         launch, half = (str(bin_folder / "deepspeed"), "--num_accelerators", "2"), [*half, "--deepspeed", zero3]
     environment = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
@@ -163,6 +167,7 @@ def test_two_processes_follow_the_curve_of_one(recipe, launcher, cache, tmp_path
         curves.append([entry["loss"] for entry in history if "loss" in entry])
     assert len(curves[0]) == 4 and curves[1] == pytest.approx(curves[0], abs=1e-3)
     assert [path.name for path in (tmp_path / "together").glob("*.safetensors")] == ["model.safetensors"]
+    assert launcher != "torchrun" or "60 pictures 32x32-bicubic, 60 new" in done.stdout
     ours, theirs = (json.loads((tmp_path / f / "test_results.json").read_text()) for f in ("together", "alone"))
     assert ours["n"] == theirs["n"]
     assert ours["metrics"]["loss"] == pytest.approx(theirs["metrics"]["loss"], abs=1e-3)
@@ -171,13 +176,14 @@ def test_two_processes_follow_the_curve_of_one(recipe, launcher, cache, tmp_path
 
 @pytest.mark.slow
 def test_kill_9_and_resume_end_on_the_same_weights(cache, tmp_path):
+    """To the bit; the killed run reads prepared pictures and goes on with workers, the other reads the files."""
     options = [*SMALL, "--max_steps", "60", "--max_length", "8", "--save_steps", "5", "--eval_strategy", "no"]
     options += ["--dataloader_num_workers", "0", "--learning_rate", "1e-3"]
     whole = run(*command("finetune_blip", *options, "--output_dir", "whole"), cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(
-        command("finetune_blip", *options, "--output_dir", "killed"),
+        command("finetune_blip", *options, "--output_dir", "killed", "--image_cache", "pictures"),
         cwd=tmp_path,
         env=environment,
         stdout=subprocess.DEVNULL,
@@ -190,9 +196,8 @@ def test_kill_9_and_resume_end_on_the_same_weights(cache, tmp_path):
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "run.json").exists()
-    resumed = run(
-        *command("finetune_blip", *options, "--output_dir", "killed", "--resume_from_checkpoint"), cwd=tmp_path
-    )
+    options += ["--output_dir", "killed", "--image_cache", "pictures", "--dataloader_num_workers", "2"]
+    resumed = run(*command("finetune_blip", *options, "--resume_from_checkpoint"), cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     assert ours.keys() == theirs.keys()
