@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
@@ -19,6 +20,23 @@ def shipped_folder(name: str) -> Path:
         if folder.is_dir():
             return folder
     raise FileNotFoundError(f"there is no folder {name} in or beside {PACKAGE}; install hf_medvlm again")
+
+
+def checkout_commit() -> str | None:
+    """The commit of the checkout that this package is run from, with "+" where files of it are changed; None where it
+    is installed, or git cannot be asked."""
+    root = PACKAGE.parent
+    if not (root / ".git").exists():
+        return None
+    said = []
+    for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
+        try:
+            asked = subprocess.run(["git", "-C", str(root), *question], capture_output=True, text=True, timeout=60)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        said.append(asked.stdout.strip() if asked.returncode == 0 else "")
+    commit, changed = said
+    return commit + "+" * bool(changed) if commit else None
 
 
 def find_shipped(path: str | Path, folder: str, suffix: str) -> Path:

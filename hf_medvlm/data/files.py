@@ -110,6 +110,18 @@ def write_json(path: str | Path, value: Any) -> None:
         handle.write("\n")
 
 
+def plain_cell(value: Any) -> Any:
+    """A cell for a CSV file that people open in a spreadsheet: a text that it would take for a formula (it begins with
+    =, +, -, @, a tab or a return, and is no number) gets an apostrophe before it."""
+    if not isinstance(value, str) or value[:1] not in ("=", "+", "-", "@", "\t", "\r"):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
+
+
 def check_regular(path: str | Path) -> None:
     """Refuse what is no plain file: a pipe or a device would keep a reader waiting for ever.
 

@@ -13,6 +13,7 @@ from statistics import median
 from typing import Any
 from zlib import crc32
 
+from hf_medvlm.data.files import plain_cell
 from hf_medvlm.data.study import Study
 from hf_medvlm.labels import SPLITS, Finding
 
@@ -118,12 +119,14 @@ def to_csv(summary: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["table", "row", "column", "value"])
+    rows: list[tuple[Any, ...]] = []
     for split, values in summary["splits"].items():
-        writer.writerows(["splits", name, split, value] for name, value in values.items())
+        rows += [("splits", name, split, value) for name, value in values.items()]
     for name, by_split in summary["findings"].items():
         for split, states in by_split.items():
-            writer.writerows(["findings", name, f"{split} {state}", count] for state, count in states.items())
-    writer.writerows(["left_out", reason, "", count] for reason, count in summary.get("left_out", {}).items())
+            rows += [("findings", name, f"{split} {state}", count) for state, count in states.items()]
+    rows += [("left_out", reason, "", count) for reason, count in summary.get("left_out", {}).items()]
+    writer.writerows([plain_cell(cell) for cell in row] for row in rows)
     return text.getvalue()
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.files import atomic_open
+from hf_medvlm.data.files import atomic_open, plain_cell
 from hf_medvlm.figures.marks import agreement, compare
 from hf_medvlm.figures.results import Run, load_run
 from hf_medvlm.metrics.comparison import Compared, compare_systems
@@ -127,12 +127,13 @@ def write_tables(compared: Comparison, folder: str | Path) -> None:
     ]
     with atomic_open(folder / TABLE) as handle:
         writer = csv.writer(handle)
-        writer.writerow(header)
+        writer.writerow(map(plain_cell, header))
         for lines in zip(*compared.lines, strict=True):
             cells = [_agreement(line) for line in lines]
             cells += [(line.get("scores") or {}).get(name) for name in scores for line in lines]
             shown = ["" if cell is None else f"{cell:.4g}" for cell in cells]
-            writer.writerow([lines[0]["study_id"], lines[0].get("patient_id", ""), *shown])
+            ids = (lines[0]["study_id"], lines[0].get("patient_id", ""))
+            writer.writerow([*map(plain_cell, ids), *shown])
 
 
 def _short_names(folders: Sequence[Path]) -> list[str]:

@@ -26,13 +26,15 @@ from hf_medvlm.figures.roc import roc_curves
 from hf_medvlm.labels import CHEXPERT_14
 from hf_medvlm.metrics.clinical import missing_lines
 from hf_medvlm.metrics.facts import HIGHER, NEITHER
+from hf_medvlm.metrics.names import in_words
 
 IMAGE_SIDE, SMALL_SIDE, MANY_STUDIES = 512, 320, 500
 """Pixels of the longer side, and of the longer side where a report holds `MANY_STUDIES` or more."""
 MAP_SIDE = 32
 MOST_POINTS = 400  # of a curve: more cannot be seen on a screen
 RUN_KEYS = """model_class dataset sources licences split_sizes patients rejected parameters trainable_parameters steps
-    epochs seconds seed device processes command hf_medvlm python versions data_hash""".split()
+    epochs created train_seconds evaluate_seconds seconds commit seed device processes command hf_medvlm python versions
+    data_hash""".split()
 EXAMPLES = 3  # of each kind of error
 HIGHLIGHTS = 3  # best, worst and typical studies each
 
@@ -66,7 +68,15 @@ def collect(run: Run) -> Page:
         study["views"] = sorted({*filter(None, views), str(prediction.get("view") or "")} - {""}) or ["unknown"]
         page.studies.append(study)
     _pick_highlights(page, run)
+    page.head["words"] = _names_in_words(page, run)
     return page
+
+
+def _names_in_words(page: Page, run: Run) -> dict[str, str]:
+    """Every name of a score that the page shows, and the words for it."""
+    names = {*run.metrics, *run.baselines, *page.head["audit"]["kinds"], *page.head["info"], "agreement"}
+    names |= {name for study in page.studies for name in study["scores"]}
+    return {name: in_words(name) for name in sorted(names)}
 
 
 def _has_reference(prediction: Mapping[str, Any]) -> bool:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_medvlm import __version__
-from hf_medvlm.data.files import atomic_open, write_json
+from hf_medvlm.data.files import atomic_open, plain_cell, write_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.evaluation.base import without_nan
@@ -283,9 +283,9 @@ def _write_table(folder: Path) -> None:
         columns |= dict.fromkeys(_cells(json.loads(text)))
     with atomic_open(folder / TABLE) as handle:
         writer = csv.DictWriter(handle, list(columns), restval="")
-        writer.writeheader()
+        writer.writerow({name: plain_cell(name) for name in columns})
         for text in _lines(folder / PREDICTIONS):
-            writer.writerow(_cells(json.loads(text)))
+            writer.writerow({name: plain_cell(cell) for name, cell in _cells(json.loads(text)).items()})
 
 
 def _cells(line: Mapping[str, Any]) -> dict[str, Any]:

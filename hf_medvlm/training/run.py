@@ -28,6 +28,7 @@ from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.secrets import masked, masked_values
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.evaluation.base import Scores, without_nan
+from hf_medvlm.shipped import checkout_commit
 from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
 from hf_medvlm.training.checkpoints import (
     all_checkpoints,
@@ -264,7 +265,9 @@ def describe_run(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) 
     return {
         "recipe": args.recipe,
         "command": args.command,
+        "created": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime()),
         "hf_medvlm": __version__,
+        "commit": checkout_commit(),
         "versions": {name: found for name in PACKAGES if (found := installed_version(name))},
         "python": platform.python_version(),
         "platform": platform.platform(),

@@ -256,6 +256,67 @@ def test_hostile_studies_show_as_text_and_run_nothing(driver, tmp_path):
     assert console(driver) == []
 
 
+def test_a_finding_named_as_a_property_of_every_object_breaks_nothing(driver, tmp_path):
+    folder = make_run(tmp_path / "out", studies=3)
+    names = ("constructor", "__proto__", "toString", "hasOwnProperty", "Edema")
+    studies = [
+        {
+            "study_id": f"s{number}",
+            "images": ["p0.png"],
+            "reference": "x",
+            "prediction": "y",
+            "findings_reference": dict.fromkeys(names, 1),
+            "findings_prediction": dict.fromkeys(names, number % 2),
+            "scores": {"bleu4": 0.5} | ({"valueOf": 0.25} if number else {}),
+            "maps": {"constructor": [[0, 1], [1, 0]]},
+        }
+        for number in range(3)
+    ]
+    write_lines(folder / "predictions.jsonl", studies)
+    results = json.loads((folder / "test_results.json").read_text())
+    results["figures"]["per_finding"] = {name: {"f1": 0.5, "n": 3} for name in names}
+    results["figures"]["roc"] = {"__proto__": {"fpr": [0, 1], "tpr": [0, 1], "auc": 0.5}}
+    results["metrics"] |= {"constructor": 0.25, "toString": 0.125}
+    results["facts"]["valueOf"] = {"group": "Text", "better": "higher", "unit": "fraction"}
+    results["baselines"]["__proto__"] = {"bleu4": 0.05}
+    (folder / "test_results.json").write_text(json.dumps(results))
+    visit(driver, write_report(folder))
+    rows = [text for text in texts(driver, "#finding-table tr") if text]
+    for name in names:
+        (row,) = (row for row in rows if row.startswith(f"{name} "))
+        assert "✓ 1" in row and "✗ 2" in row and "function" not in row
+        choose(driver, "finding", name)
+        choose(driver, "error", "contradict")
+        assert len(shown_studies(driver)) == 2
+        choose(driver, "error", "")
+    choose(driver, "finding", "")
+    choose(driver, "sort", '["valueOf",1]')
+    assert shown_studies(driver) == [1, 2, 0]  # the study without the score is last
+    assert "function" not in driver.find_element("tag name", "main").text
+    assert driver.execute_script("return Object.keys(Object.prototype).length + Object.keys(Object).length") == 0
+
+
+def test_scores_are_named_in_words_and_the_run_by_date_duration_and_commit(driver, tmp_path):
+    folder = make_run(tmp_path / "out", studies=2, maps=False)
+    info = json.loads((folder / "run.json").read_text())
+    info |= {
+        "created": "2026-11-26 10:00 UTC",
+        "train_seconds": 4000.0,
+        "evaluate_seconds": 12.4,
+        "commit": "0a1b" * 10,
+    }
+    (folder / "run.json").write_text(json.dumps(info))
+    visit(driver, write_report(folder))
+    table = driver.find_element("id", "score-table").text
+    assert "BLEU-4 bleu4" in table and "ROUGE-L rougeL" in table and "Findings F1 (micro) findings_f1_micro" in table
+    assert "2026-11-26 10:00 UTC · commit 0a1b0a1b0a" in driver.find_element("id", "subtitle").text
+    run = driver.find_element("id", "info").text.split("\n")
+    assert run[run.index("training took") + 1] == "67 min" and run[run.index("evaluation took") + 1] == "12 s"
+    assert driver.find_element("id", "studies-title").text == "What did it say?"  # there are no maps
+    sort = driver.find_element("id", "sort").text
+    assert "BLEU-4, worst first" in sort and "heat map" not in driver.find_element("tag name", "main").text
+
+
 @pytest.mark.slow
 def test_three_thousand_studies_stay_quick(driver, tmp_path):
     folder = make_run(tmp_path / "out", studies=3000, pixels=64, maps=False)

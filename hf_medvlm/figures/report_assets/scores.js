@@ -6,8 +6,9 @@ const HEAD = read("head-data");
 const STUDIES = read("study-data");
 const RELATIONS = { agree: ["✓", "agrees"], contradict: ["✗", "contradicts"], missed: ["−", "missed"], added: ["+", "added"], unsure: ["~", "unsure"] };
 const HEADLINES = ["findings_f1_micro", "mean_auc", "zero_shot_auc", "progression_accuracy", "i2t_recall@5", "t2i_recall@5", "closed_accuracy", "pointing_game", "bleu4", "rougeL", "cider"];
-const LABELS = { findings_f1_micro: "Findings F1 (micro)", mean_auc: "Mean AUC", zero_shot_auc: "Zero-shot AUC", bleu4: "BLEU-4", rougeL: "ROUGE-L", meteor: "METEOR", cider: "CIDEr" };
-const words = (name) => LABELS[name] ?? name.replaceAll("_", " ");
+/* A property of an object itself: a finding may be called `constructor` or `__proto__`. */
+const own = (object, key) => (object && Object.hasOwn(object, key) ? object[key] : undefined);
+const words = (name) => own(HEAD.words, name) ?? name.replaceAll("_", " ");
 
 function reveal(id, title) {
   document.getElementById(id).hidden = false;
@@ -17,7 +18,7 @@ function reveal(id, title) {
 function drawHead() {
   document.title = `${HEAD.title} · hf_medvlm`;
   document.getElementById("title").textContent = HEAD.title;
-  const parts = [HEAD.info.model_class, HEAD.info.dataset && `data: ${HEAD.info.dataset}`, HEAD.n && `${HEAD.n.toLocaleString("en")} ${HEAD.split} studies`, HEAD.info.created];
+  const parts = [HEAD.info.model_class, HEAD.info.dataset && `data: ${HEAD.info.dataset}`, HEAD.n && `${HEAD.n.toLocaleString("en")} ${HEAD.split} studies`, HEAD.info.created, HEAD.info.commit && `commit ${HEAD.info.commit.slice(0, 10)}`];
   document.getElementById("subtitle").textContent = parts.filter(Boolean).join(" · ");
 }
 
@@ -66,15 +67,16 @@ function drawScores() {
 
 /* The baselines that some score of the group stands beside, in the order of the results. */
 function baselinesOf(group) {
-  return HEAD.baselines.filter((label) => group.rows.some((row) => label in row.baselines));
+  return HEAD.baselines.filter((label) => group.rows.some((row) => Object.hasOwn(row.baselines, label)));
 }
 
 function scoreRow(row, labels) {
   const best = strongest(row);
   const beaten = best && row.value !== null && (row.better === "higher" ? row.value <= best[1] : row.value >= best[1]);
-  const name = row.protocol ? html("details", {}, html("summary", {}, row.name), html("p", {}, row.protocol)) : row.name;
+  const called = [words(row.name), " ", html("code", { class: "muted" }, row.name)];
+  const name = html("div", {}, ...(row.protocol ? [html("details", {}, html("summary", {}, ...called), html("p", {}, row.protocol))] : called));
   const trivial = labels.map((label) => {
-    const value = row.baselines[label];
+    const value = own(row.baselines, label);
     return html("td", { class: "num baseline", "data-label": value === undefined ? undefined : words(label) }, value === undefined ? "" : show(value));
   });
   return html("tr", {}, html("td", {}, name, beaten ? html("div", { class: "worse" }, "no better than trivial") : null), html("td", { class: "num" }, show(row.value)),
@@ -84,11 +86,11 @@ function scoreRow(row, labels) {
 
 /* finding -> relation -> number of studies */
 function countRelations() {
-  const counts = {};
+  const counts = new Map();
   for (const study of STUDIES) {
     for (const [name, , , how] of study.findings) {
-      counts[name] ??= {};
-      counts[name][how] = (counts[name][how] ?? 0) + 1;
+      if (!counts.has(name)) counts.set(name, {});
+      counts.get(name)[how] = (counts.get(name)[how] ?? 0) + 1;
     }
   }
   return counts;
@@ -96,20 +98,20 @@ function countRelations() {
 
 function drawFindings(choose) {
   const counts = countRelations();
-  const measured = Object.fromEntries(HEAD.per_finding.map((row) => [row.name, row]));
-  const names = [...new Set([...Object.keys(measured), ...Object.keys(counts)])];
+  const measured = new Map(HEAD.per_finding.map((row) => [row.name, row]));
+  const names = [...new Set([...measured.keys(), ...counts.keys()])];
   if (!names.length && !HEAD.confusion.length) return;
   reveal("findings", "Findings");
   drawAudit();
   const columns = ["auc", "ap", "f1", "n"].filter((key) => HEAD.per_finding.some((row) => row[key] !== undefined));
-  const errors = (name) => ["contradict", "missed", "added"].reduce((sum, how) => sum + (counts[name]?.[how] ?? 0), 0);
+  const errors = (name) => ["contradict", "missed", "added"].reduce((sum, how) => sum + (counts.get(name)?.[how] ?? 0), 0);
   names.sort((a, b) => errors(b) - errors(a) || a.localeCompare(b));
   const order = Object.keys(RELATIONS);
   const table = html("table", {}, html("tr", {}, html("th", {}, "Finding"), ...columns.map((key) => html("th", { class: key === "n" ? "num" : "" }, key === "n" ? "n" : key.toUpperCase())),
     ...(STUDIES.length ? [html("th", {}, "Studies, by how the two sides stand (click to see them)")] : [])));
   for (const name of names) {
-    const line = html("tr", {}, html("td", {}, name), ...columns.map((key) => finding(measured[name]?.[key], key)));
-    if (STUDIES.length) line.append(html("td", {}, stack(name, counts[name] ?? {}, order, choose)));
+    const line = html("tr", {}, html("td", {}, name), ...columns.map((key) => finding(measured.get(name)?.[key], key)));
+    if (STUDIES.length) line.append(html("td", {}, stack(name, counts.get(name) ?? {}, order, choose)));
     table.append(line);
   }
   document.getElementById("finding-table").append(table);
@@ -175,6 +177,7 @@ function drawInfo() {
   const entries = Object.entries(HEAD.info);
   if (!entries.length) return;
   reveal("run", "Run");
+  const took = (seconds) => (seconds < 90 ? `${Math.round(seconds)} s` : seconds < 5400 ? `${Math.round(seconds / 60)} min` : `${(seconds / 3600).toFixed(1)} h`);
   const text = (value) => (Array.isArray(value) ? value.join(" ") : typeof value === "object" ? Object.entries(value).map(([k, v]) => `${k} ${text(v)}`).join(", ") : String(value));
-  for (const [key, value] of entries) document.getElementById("info").append(html("dt", {}, words(key)), html("dd", {}, text(value)));
+  for (const [key, value] of entries) document.getElementById("info").append(html("dt", {}, words(key)), html("dd", {}, key.endsWith("_seconds") ? took(value) : text(value)));
 }

@@ -47,7 +47,7 @@ function order(studies, sort) {
   }
   const [name, direction] = JSON.parse(sort);
   // A study without the score comes last, whichever way the others are sorted.
-  const value = (study) => (study.scores[name] === undefined ? Infinity : direction * study.scores[name]);
+  const value = (study) => (own(study.scores, name) === undefined ? Infinity : direction * study.scores[name]);
   return studies.sort((a, b) => (value(a) === value(b) ? a.number - b.number : value(a) - value(b)));
 }
 
@@ -90,7 +90,7 @@ function marked(parts) {
 }
 
 const STATES = { 1: "present", 0: "absent", "-1": "uncertain", null: "not mentioned" };
-const state = (value) => STATES[value] ?? value; // a change over time is a word already
+const state = (value) => own(STATES, value) ?? value; // a change over time is a word already
 
 function chip([name, reference, prediction, how]) {
   const title = `reference: ${state(reference)}; prediction: ${state(prediction)}`;
