@@ -48,6 +48,8 @@ class _Noted:
     number, since = 0, 0.0  # of the first signal
     agreed = 0  # the same in all processes
     pid = 0  # of the process that listens; its workers have a copy of all this
+    at_once = 0  # the signal that ended the workers before the run
+    started: tuple[str, ...] = ()  # the command line, asked for while the launcher is there
 
 
 @contextmanager
@@ -58,21 +60,31 @@ def listening() -> Iterator[None]:
     except ValueError:  # another thread: whoever runs this there has handlers of its own
         yield
         return
-    _Noted.on, _Noted.number, _Noted.agreed, _Noted.pid = True, 0, 0, os.getpid()
+    _Noted.on, _Noted.pid, _Noted.started = True, os.getpid(), tuple(command_line())
     _end_with_launcher()
     try:
         yield
     finally:
-        _Noted.on, _Noted.number, _Noted.agreed = False, 0, 0
+        _Noted.on, _Noted.number, _Noted.agreed, _Noted.at_once = False, 0, 0, 0
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _leave_the_group() -> None:
+    """A worker process of its own group: Ctrl-C and launchers signal whole groups, and the last step needs its workers.
+
+    They end with the main process all the same.
+    """
+    if _Noted.on and os.getppid() == _Noted.pid:
+        os.setpgid(0, 0)
+
+
+os.register_at_fork(after_in_child=_leave_the_group)
+
+
 def _note(number: int, frame: FrameType | None) -> None:
-    """The handler. Worker processes inherit it: they leave Ctrl-C, which reaches the whole group, to the main one."""
-    if os.getpid() != _Noted.pid:
-        if number == signal.SIGINT and torch.utils.data.get_worker_info() is not None:
-            return
+    """The handler."""
+    if os.getpid() != _Noted.pid:  # a worker has it too
         os._exit(128 + number)
     now = time.monotonic()
     if not _Noted.number:
@@ -83,6 +95,7 @@ def _note(number: int, frame: FrameType | None) -> None:
             return
     elif number != _Noted.number or now - _Noted.since < APART:
         return
+    _Noted.at_once = number
     for child in multiprocessing.active_children():
         child.terminate()  # pools would first do all their work
     raise Interrupted(number)
@@ -94,9 +107,9 @@ def _tell(line: str) -> None:
         os.write(2, f"\n{line}\n".encode())
 
 
-def asked() -> int:
-    """The number of the signal that has come; 0 where none has."""
-    return _Noted.number
+def stopped_at_once() -> int:
+    """The number of the signal for which the workers were ended, whatever broke then; 0 where there was none."""
+    return _Noted.at_once
 
 
 def stop_if_agreed() -> None:
@@ -164,6 +177,7 @@ def leave(number: int) -> None:
     if is_main_process():
         print(f"\n{how_to_go_on(number)}", file=sys.stderr, flush=True)
     release_all()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for a worker that is ended
     for child in multiprocessing.active_children():
         child.terminate()
         child.join(10)
@@ -188,15 +202,18 @@ def how_to_go_on(number: int) -> str:
 
 def restart_command(folder: str | None) -> str:
     """The command line of this run, its launcher included, resuming from `folder` where that is given."""
-    own = sys.orig_argv
-    words = [word for word in own if not word.startswith("--local_rank=")]  # DeepSpeed's launcher writes it
-    options = max(len(sys.argv) - 1 - (len(own) - len(words)), 0)
-    command = launcher(words[len(words) - options - 1 :]) or words
-    if folder is None:
-        return masked_command([*map(shlex.quote, command)])
-    given = without(command, ("resume_from_checkpoint", "overwrite_output_dir", "output_dir"))
-    again = [*given, "--output_dir", folder, "--resume_from_checkpoint", "True"]
-    return masked_command([*map(shlex.quote, again)])
+    words = [*_Noted.started]
+    if folder is not None:
+        words = without(words, ("resume_from_checkpoint", "overwrite_output_dir", "output_dir"))
+        words += ["--output_dir", folder, "--resume_from_checkpoint", "True"]
+    return masked_command([*map(shlex.quote, words)])
+
+
+def command_line() -> list[str]:
+    """How this process was started, by the outermost launcher where there is one."""
+    words = [word for word in sys.orig_argv if not word.startswith("--local_rank=")]  # DeepSpeed's launcher writes it
+    options = len(sys.argv) - 1 - (len(sys.orig_argv) - len(words))
+    return launcher(words[max(len(words) - max(options, 0) - 1, 0) :]) or words
 
 
 def launcher(tail: Sequence[str]) -> list[str] | None:

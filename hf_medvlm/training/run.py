@@ -37,7 +37,7 @@ from hf_medvlm.training.checkpoints import (
 )
 from hf_medvlm.training.folders import RUN_FILE
 from hf_medvlm.training.image_cache import use_image_cache
-from hf_medvlm.training.interrupt import asked, leave, listening
+from hf_medvlm.training.interrupt import leave, listening, stopped_at_once
 from hf_medvlm.training.lora import is_adapted, write_merged
 from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.preflight import preflight
@@ -60,8 +60,8 @@ def run(main: Callable[[], Any]) -> None:
         except KeyboardInterrupt as stopped:
             leave(getattr(stopped, "signal_number", signal.SIGINT))
         except Exception as error:
-            if asked():  # what breaks when workers are ended
-                leave(asked())
+            if stopped_at_once():
+                leave(stopped_at_once())
             if os.environ.get("HF_MEDVLM_DEBUG") or not isinstance(error, ValueError | OSError | ImportError):
                 raise
             print(f"error: {masked(str(error))}", file=sys.stderr)

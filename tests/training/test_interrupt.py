@@ -147,6 +147,8 @@ def test_the_command_to_go_on_with_is_the_one_it_was_started_with(monkeypatch, n
     monkeypatch.setattr(sys, "argv", own[-len(ARGUMENTS) - 1 - ("--local_rank=0" in own) :])
     parents = [SimpleNamespace(cmdline=lambda words=words: words) for words in above]
     monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(parents=lambda: parents))
-    again = interrupt.restart_command("runs/r/1")
+    with interrupt.listening():
+        again = interrupt.restart_command("runs/r/1")
+        anew = interrupt.restart_command(None)
     assert again == f"{begins} --seed 3 --bf16=True --output_dir runs/r/1 --resume_from_checkpoint True"
-    assert shlex.split(interrupt.restart_command(None))[-len(ARGUMENTS) :] == ARGUMENTS
+    assert anew == f"{begins} {shlex.join(ARGUMENTS)}"
