@@ -30,6 +30,7 @@ from hf_medvlm.shipped import find_shipped
 from hf_medvlm.training.checkpoints import checkpoint_to_resume
 from hf_medvlm.training.deepspeed import check_deepspeed, is_main_process, join_processes, read_deepspeed, stand_alone
 from hf_medvlm.training.folders import choose_output_dir, reserve_output_dir
+from hf_medvlm.training.help import arrange_help
 from hf_medvlm.training.legacy import modernise, say
 from hf_medvlm.training.values import CHOICES, check_values
 
@@ -205,13 +206,15 @@ def parse(
         help="YAML file of options, or the name of a shipped one (finetune_blip); the command line wins over it",
     )
     known = {action.dest for action in parser._actions} - {"help"}
+    arrange_help(parser, groups, TrainingArguments)
     given = modernise(argv)
-    path = parser.parse_known_args([*given])[0].config
+    asked = [word for word in given if word not in ("-h", "--help")]  # the help is printed last, with its defaults
+    path = parser.parse_known_args([*asked])[0].config
     from_yaml = _typed(path, read_options(path, known), parser) if path else {}
     explicit = set(from_yaml) | {word[2:].split("=")[0].replace("-", "_") for word in given if word.startswith("--")}
     own = dict(defaults or {})
     parser.set_defaults(**from_yaml)
-    data = parser.parse_known_args([*given])[0]
+    data = parser.parse_known_args([*asked])[0]
     synthetic = getattr(data, "dataset", "synthetic") == "synthetic" and getattr(data, "data_path", None) is None
     if "model_name_or_path" not in explicit and synthetic:
         own |= tiny or {}

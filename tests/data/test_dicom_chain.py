@@ -186,9 +186,24 @@ def test_left_aligned_bits(tmp_path: Path, syntax: str, signed: bool) -> None:
     assert (read(left) == read(right)).all()
 
 
-def test_an_overlay_in_the_high_bits_is_not_seen(tmp_path: Path) -> None:
-    pixels = RAMP | (np.eye(64, dtype=np.uint16) << 15)
-    assert (read(write_dicom(tmp_path / "x.dcm", pixels, 12)) == read(write_dicom(tmp_path / "p.dcm", RAMP, 12))).all()
+@pytest.mark.parametrize("syntax", [pydicom.uid.ExplicitVRLittleEndian, RLELossless, pydicom.uid.JPEG2000Lossless])
+def test_an_overlay_in_the_high_bits_is_not_seen(tmp_path: Path, syntax: str) -> None:
+    path = write_dicom(tmp_path / "x.dcm", RAMP | (np.eye(64, dtype=np.uint16) << 15), 12)
+    if syntax != pydicom.uid.ExplicitVRLittleEndian:
+        dataset = pydicom.dcmread(path)
+        dataset.BitsStored, dataset.HighBit = 16, 15  # what is compressed has all bits
+        dataset.compress(syntax)
+        dataset.BitsStored, dataset.HighBit = 12, 11
+        dataset.save_as(path)
+    assert (read(path) == read(write_dicom(tmp_path / "p.dcm", RAMP, 12))).all()
+
+
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+def test_a_presentation_shape_inverts_nothing_a_second_time(tmp_path: Path, photometric: str) -> None:
+    plain = write_dicom(tmp_path / "p.dcm", RAMP, 12, PhotometricInterpretation=photometric)
+    for shape in ("INVERSE", "IDENTITY"):  # the tag is often wrong; the photometric interpretation decides
+        stated = {"PhotometricInterpretation": photometric, "PresentationLUTShape": shape}
+        assert (read(write_dicom(tmp_path / f"{shape}.dcm", RAMP, 12, **stated)) == read(plain)).all()
 
 
 def test_a_12_bit_jpeg_is_not_called_broken() -> None:

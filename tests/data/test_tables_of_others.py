@@ -153,6 +153,8 @@ REFUSED = {
     "addresses": (lines("image_url,report", "https://x/{n}.png,Text"), "name it with --image_column"),
     "other states": (lines("image,patient_id,report,Edema", "{n}.png,{n},T,2"), "use 1 present, 0 absent"),
     "month first": (lines("image,patient_id,study_date,report", "{n}.png,{n},12/25/2020,T"), "use yyyymmdd"),
+    "a word for a state": (lines("image,patient_id,report,Edema", "{n}.png,{n},T,True"), "use 1 present, 0 absent"),
+    "a cell of a million characters": (f'image,report\n0.png,"{"word " * 200_000}"\n', "field larger than field limit"),
     "rounded ids": (lines("image,patient_id,report", "{n}.png,1.23457E+12,T"), "has lost digits; format .* as text"),
 }
 

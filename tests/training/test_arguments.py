@@ -40,6 +40,27 @@ def test_tiny_defaults_hold_only_without_a_checkpoint():
     assert options("--num_train_epochs", "2", tiny=tiny).training.max_steps == -1
 
 
+def test_the_help_says_the_defaults_that_are_used_the_recipes_own_options_first(capsys):
+    tiny = {"max_steps": 1234, "sections": "findings", "image_size": 96}
+
+    def helped(*argv: str) -> str:
+        with pytest.raises(SystemExit) as caught:
+            options(*argv, "--help", tiny=tiny, defaults={"weight_decay": 0.125})
+        assert caught.value.code == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    text = helped()
+    assert "(default: 1234)" in text and "(default: 0.125)" in text and "(default: 96)" in text
+    assert "(default: 1234)" not in helped("--dataset", "own.csv")
+    places = [
+        text.index(word) for word in ("data: --dataset", "model: ", "training: ", "transformers' TrainingArguments")
+    ]
+    assert places == sorted(places) and text.index("--per_device_train_batch_size") > places[-1]
+    assert text.startswith("usage: finetune_blip.py [--config PLAN] [--OPTION VALUE ...]") and "--no_" not in text
+    Path("c.yaml").write_text("learning_rate: 0.0625\n")
+    assert "(default: 0.0625)" in helped("--config", "c.yaml")
+
+
 def test_an_unknown_yaml_key_stops_the_run_and_names_line_and_neighbour(tmp_path):
     Path("blip.yaml").write_text("prompt: x\nmax_lenght: 64\n")
     with pytest.raises(SystemExit, match=r"blip\.yaml:2: unknown option 'max_lenght'; did you mean 'max_length'\?"):

@@ -104,7 +104,8 @@ class BioViLTArguments(PartArguments, BioViLTModelArguments):
             and not chosen["progression_findings" if self.task == "progression" else "findings"]
         ):
             wanted = 'a "progression" entry' if self.task == "progression" else "labels of presence and of absence"
-            raise ValueError(f"--task {self.task}: no training study has {wanted}; choose another --task")
+            others = ", ".join(task for task in HEADLINES if task != self.task)
+            raise ValueError(f"--task {self.task}: no training study has {wanted}; choose another --task ({others})")
         return chosen
 
 
