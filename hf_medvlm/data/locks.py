@@ -96,6 +96,12 @@ def taken(folder: str | Path, way_out: str = "") -> Iterator[None]:
             release(folder)
 
 
+def is_abandoned(folder: str | Path) -> bool:
+    """Whether a process of this machine took a folder and has ended without giving it back."""
+    holder = _read(Path(folder) / LOCK)
+    return holder is not None and holder.get("host") == socket.gethostname() and not _lives(holder)
+
+
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
     """One process of this machine at a time looks at a lock and writes it; some network disks cannot promise that."""

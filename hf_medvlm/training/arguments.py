@@ -28,7 +28,14 @@ from hf_medvlm.data.files import library_errors, read_yaml
 from hf_medvlm.data.secrets import masked_command
 from hf_medvlm.shipped import find_shipped
 from hf_medvlm.training.checkpoints import checkpoint_to_resume
-from hf_medvlm.training.deepspeed import check_deepspeed, is_main_process, join_processes, read_deepspeed, stand_alone
+from hf_medvlm.training.deepspeed import (
+    check_builds,
+    check_deepspeed,
+    is_main_process,
+    join_processes,
+    read_deepspeed,
+    stand_alone,
+)
 from hf_medvlm.training.folders import choose_output_dir, reserve_output_dir
 from hf_medvlm.training.help import arrange_help
 from hf_medvlm.training.legacy import modernise, say
@@ -151,6 +158,8 @@ class MedVLMArguments(TrainingArguments):
                 self.deepspeed, self.per_device_train_batch_size, self.gradient_accumulation_steps, processes
             )
             self.deepspeed = read_deepspeed(self.deepspeed)
+            if os.environ.get("LOCAL_RANK", "0") == "0":
+                check_builds()
             stand_alone()
         super().__post_init__()
         if self.deepspeed is not None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +77,48 @@ def check_deepspeed(config: str | Path | dict[str, Any], per_device: int, accumu
             f"{name}: {BATCH} is {stated}, but {per_device} a device x {accumulation} accumulated x {processes} "
             f"process(es) = {total}; {remedy}"
         )
+
+
+BUILD_BEGINS = 60.0  # seconds between a lock and the compiler that works behind it
+BETWEEN_LOOKS = 2.0
+
+
+def check_builds() -> None:
+    """Find what a killed launch left of a build of DeepSpeed's parts in C++, for which a later one waits without end.
+
+    The lock does not say whose it is. Somebody builds where the lock is new, or a process works in its folder.
+
+    Raises:
+        ValueError: a lock that nobody is behind; the message names the file to delete.
+    """
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    python = f"py{sys.version_info.major}{sys.version_info.minor}_*"
+    folder = Path(root) if root else Path("~/.cache/torch_extensions").expanduser()
+    left = _idle_locks(folder.glob("*/lock" if root else f"{python}/*/lock"))
+    if left:
+        time.sleep(BETWEEN_LOOKS)  # a build may just have ended
+        left = _idle_locks(left)
+    for path in left:
+        since = time.strftime("%d %B, %H:%M", time.localtime(path.stat().st_mtime))
+        raise ValueError(
+            f"--deepspeed: {path} is left of a build of {path.parent.name} that began on {since} and was stopped: no "
+            "process here works in that folder, and DeepSpeed would wait for it without end. Unless another machine is "
+            f"building there, delete it: rm {path}"
+        )
+
+
+def _idle_locks(locks: Iterable[Path]) -> list[Path]:
+    """Those that are there, not new, and in whose folder no process of this machine works."""
+    import psutil
+
+    old = [path for path in locks if path.exists() and time.time() - path.stat().st_mtime > BUILD_BEGINS]
+    at_work = set()
+    for process in psutil.process_iter() if old else ():
+        try:
+            at_work.add(Path(process.cwd()))
+        except (psutil.Error, OSError):  # another user's, or just ended
+            continue
+    return [path for path in old if path.parent.resolve() not in at_work]
 
 
 @contextmanager

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import random
+import socket
 from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hf_medvlm.data.locks import LOCK
 from hf_medvlm.data.study import Study, read_jsonl
 from hf_medvlm.data.synthetic import studies as synthetic
 from hf_medvlm.data.synthetic.chest import Anatomy, Exposure
@@ -332,3 +335,20 @@ def test_a_linear_probe_sees_fluid_air_and_the_heart(folder: Path, studies: list
 
 
 PINNED = (4, "bafe2538d0ec7a49", "7b8918347c2fb743", "3a0f00d77be3740a")
+
+
+def test_what_a_killed_maker_left_goes_and_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    holder = {"host": socket.gethostname(), "pid": 2**22 + 1, "started": 1.0}  # above any number that Linux gives
+    for name, host in (("left", holder["host"]), ("elsewhere", "another")):
+        (tmp_path / f".s.{name}" / "new").mkdir(parents=True)
+        (tmp_path / f".s.{name}" / LOCK).write_text(json.dumps(holder | {"host": host}))
+    make_studies(tmp_path / "s", count=2, size=16)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.elsewhere", "s"]
+
+    def full(*given, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="could not write made-up studies to .*t: No space left.*HF_MEDVLM_CACHE"):
+        make_studies(tmp_path / "t", count=2, size=16)
+    assert not (tmp_path / "t").exists() and not list(tmp_path.glob(".t.*"))

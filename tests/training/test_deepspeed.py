@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from hf_medvlm.training.deepspeed import check_deepspeed, read_deepspeed
+from hf_medvlm.training import deepspeed
+from hf_medvlm.training.arguments import MedVLMArguments
+from hf_medvlm.training.deepspeed import check_builds, check_deepspeed, read_deepspeed
 
 SHIPPED = sorted((Path(__file__).parents[2] / "ds_configs").glob("*.json"))
 # The CPU-offload file of the study that this recipe follows.
@@ -82,3 +88,32 @@ def test_broken_files_are_named(text, message, tmp_path):
         read_deepspeed(path)
     with pytest.raises(ValueError, match="No such file"):
         read_deepspeed(tmp_path / "absent.json")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_build_lock_that_nobody_is_behind_is_named_before_deepspeed_waits_for_it(named, tmp_path, monkeypatch):
+    python = f"py{sys.version_info.major}{sys.version_info.minor}_cpu"
+    root = tmp_path if named else tmp_path / ".cache" / "torch_extensions" / python
+    if named:
+        monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    else:
+        monkeypatch.delenv("TORCH_EXTENSIONS_DIR", raising=False)
+        monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(deepspeed, "BETWEEN_LOOKS", 0.0)
+    check_builds()
+    lock = root / "cpu_adam" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.write_text("")
+    check_builds()  # a new one: the compiler has not begun yet
+    before = time.time() - 3600
+    os.utime(lock, (before, before))
+    with pytest.raises(ValueError, match=f"build of cpu_adam that began on .*rm {lock}$"):
+        check_builds()
+    if named:
+        with pytest.raises(ValueError, match=f"rm {lock}$"):
+            MedVLMArguments(output_dir=str(tmp_path), deepspeed={"zero_optimization": {"stage": 2}})
+    builder = subprocess.Popen(["cat"], cwd=lock.parent, stdin=subprocess.PIPE)
+    try:
+        check_builds()  # however long it takes
+    finally:
+        builder.communicate()

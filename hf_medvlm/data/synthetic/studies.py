@@ -23,6 +23,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -33,6 +34,7 @@ from pathlib import Path
 from PIL import Image
 
 from hf_medvlm.data.files import write_json
+from hf_medvlm.data.locks import is_abandoned, taken
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study, StudyBox, StudyImage, read_jsonl, write_jsonl
 from hf_medvlm.data.synthetic.patients import Patient, patient
@@ -58,21 +60,19 @@ def make_studies(folder: str | Path, count: int = 2000, seed: int = 0, size: int
 
     Raises:
         ValueError: a count or size below 1, or a folder that holds something else.
+        OSError: the disk is full or may not be written to; the message names the folder and the way out.
     """
     folder, settings = Path(folder), {"generator": GENERATOR, "count": count, "seed": seed, "size": size}
     if count < 1 or size < 1:
         raise ValueError(f"count and size must be 1 or more, got {count} and {size}")
     if not _holds(folder, settings):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside:
-            _write(Path(beside) / "new", settings)
-            try:
-                if folder.exists() and not _holds(folder, settings):
-                    folder.rename(Path(beside) / "old")
-                (Path(beside) / "new").rename(folder)
-            except OSError:
-                if not _holds(folder, settings):  # else another process was quicker, with the same studies
-                    raise
+        try:
+            _make(folder, settings)
+        except OSError as error:
+            raise OSError(
+                f"could not write made-up studies to {folder}: {error.strerror or error}; name a roomier folder with "
+                "the environment variable HF_MEDVLM_CACHE"
+            ) from error
     return read_jsonl(folder / STUDIES)
 
 
@@ -90,6 +90,23 @@ def _holds(folder: Path, settings: dict[str, int]) -> bool:
             "name another folder or delete it"
         )
     return found == settings
+
+
+def _make(folder: Path, settings: dict[str, int]) -> None:
+    """Write the studies beside `folder` and rename; what killed makers left there goes."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}.*"):
+        if is_abandoned(left):
+            shutil.rmtree(left, ignore_errors=True)  # another maker may have begun to
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as beside, taken(beside):
+        _write(Path(beside) / "new", settings)
+        try:
+            if folder.exists() and not _holds(folder, settings):
+                folder.rename(Path(beside) / "old")
+            (Path(beside) / "new").rename(folder)
+        except OSError:
+            if not _holds(folder, settings):  # else another process was quicker, with the same studies
+                raise
 
 
 def _write(folder: Path, settings: dict[str, int]) -> None:
