@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -12,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.attention import WordAttention, phrase_maps, written_findings
 from hf_medvlm.evaluation.base import Evaluation, Scores
+from hf_medvlm.evaluation.maps import thumbnail_map
 from hf_medvlm.evaluation.reports import score_reports
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.language.findings import label_report
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STOPPED, CUT = 0, 1
+SHOWN_STUDIES, SHOWN_FINDINGS = 24, 3  # on the pages, with maps of where the model looked
 
 
 class GenerativeCollator(Protocol):
@@ -42,6 +47,12 @@ class GenerativeCollator(Protocol):
     def target(self, study: Study) -> str: ...
 
     def settings(self) -> dict[str, Any]: ...
+
+    @property
+    def image_folder(self) -> Any: ...
+
+    @property
+    def processor(self) -> Any: ...
 
 
 class TokenLoss(Protocol):
@@ -66,6 +77,7 @@ class TextEvaluation(Evaluation):
         clinical_metrics: names of `hf_medvlm.metrics.clinical`; those without their weights are named once.
         clinical_weights: the folder of their weights.
         judge: the model behind those clinical metrics that ask one.
+        look: where the model looked for each word; the pages then show it of the first studies' written findings.
     """
 
     METRICS: ClassVar[tuple[str, ...]] = (
@@ -84,6 +96,7 @@ class TextEvaluation(Evaluation):
     clinical_metrics: Sequence[str] = ()
     clinical_weights: str | None = None
     judge: Judge | None = None
+    look: WordAttention | None = None
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def knows(self, name: str) -> bool:
@@ -102,7 +115,8 @@ class TextEvaluation(Evaluation):
         return (("loss", False),)
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
-        return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows)}
+        shown = torch.tensor([row.index < SHOWN_STUDIES for row in rows])
+        return {"loss": self.collator(rows), "prompts": self.collator.prompts(rows), "shown": shown}
 
     def collate_images(self, rows: list[Row]) -> dict[str, Any]:
         return {"prompts": self.collator.prompts(rows)}
@@ -114,7 +128,26 @@ class TextEvaluation(Evaluation):
                 f"{type(self).__name__} needs the objective that the model is trained for, to score its loss"
             )
         losses = self.objective(model, batch["loss"]).per_study
-        return {name: losses[name] for name in ("nll", "tokens")} | self.predict_images(model, batch)
+        outputs = {name: losses[name] for name in ("nll", "tokens")} | self.predict_images(model, batch)
+        if self.look is not None:
+            outputs["maps"] = self._maps(self.look, model, batch, outputs["generated"])
+        return outputs
+
+    def _maps(self, look: WordAttention, model: Any, batch: dict[str, Any], generated: Tensor) -> Tensor:
+        """(B, SHOWN_FINDINGS, h, w), where the model looked for the findings that it wrote of; NaN for no finding, and
+        no cells for a batch of which nothing is shown."""
+        found: dict[tuple[int, int], Tensor] = {}
+        sharded = any(hasattr(p, "ds_id") for p in model.parameters())  # ZeRO-3: every process would have to take part
+        for row in batch["shown"].nonzero().flatten().tolist() if not sharded else ():
+            text = self.text_of(generated[row].cpu().numpy())
+            phrases = written_findings(text)[:SHOWN_FINDINGS]
+            told = phrase_maps(look, model, self.tokenizer, batch["prompts"], row, text, phrases)
+            found |= {(row, place): told[phrase] for place, phrase in enumerate(phrases)}
+        shape = next((grid.shape for grid in found.values()), (0, 0))
+        maps = torch.full((len(generated), SHOWN_FINDINGS, *shape), float("nan"))
+        for (row, place), grid in found.items():
+            maps[row, place] = grid
+        return maps
 
     def predict_images(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`generated` ids (B, T) without the prompt, and `cut` (B,)."""
@@ -152,7 +185,21 @@ class TextEvaluation(Evaluation):
             scores.add({"loss": loss}, facts.TRAINING, how, better=facts.LOWER, unit="nats")
         how = f"share of reports that did not end within {self.max_new_tokens} tokens"
         scores.add({"cut_off_rate": float(np.mean(outputs["cut"]))}, facts.TEXT, how, better=facts.LOWER)
+        for number, grids in enumerate(outputs.get("maps", ())):
+            if np.isfinite(grids).any() and studies[number].frontal:
+                scores.predictions[number] |= self._shown(studies[number], texts[number], grids)
         return scores
+
+    def _shown(self, study: Study, text: str, grids: np.ndarray) -> dict[str, Any]:
+        """The maps of one study for the pages."""
+        assert study.frontal is not None
+        size = open_radiograph(Path(self.collator.image_folder) / study.frontal.path).size
+        processor = self.collator.processor.image_processor
+        maps = {
+            phrase: thumbnail_map(torch.from_numpy(grid), size, processor)
+            for phrase, grid in zip(written_findings(text)[:SHOWN_FINDINGS], grids, strict=False)
+        }
+        return {"maps": maps, "map_image": study.images.index(study.frontal)}
 
     def score_reports(self, texts: list[str], references: list[str], studies: list[Study]) -> Scores:
         """Everything that needs no model: text metrics, findings, audit, baselines, clinical metrics."""

@@ -82,6 +82,9 @@ class Demo:
         found["image"] = _data_url(_shrunk(picture, SHOWN_SIDE), "JPEG")
         if "report" in can:
             found["report"] = model.report(picture)
+            if "ground" in can:
+                phrases = model.shown_phrases({"prediction": found["report"]}, MAPS)
+                found["maps"] = [self._map(picture, phrase) for phrase in phrases]
         if "findings" in can:
             likely = model.findings(picture)
             limits = model.thresholds

@@ -221,9 +221,10 @@ def _tell(
     shown: list[dict[str, Any]] = [{} for _ in rows]
     if options.maps and "ground" in predictor.abilities:
         phrases = [predictor.shown_phrases(told, options.maps) for told in said]
+        texts = [told["prediction"] for told in said] if "report" in predictor.abilities else []
         shown = [
             {text: thumbnail_map(grid, size, predictor.image_processor) for text, grid in grids.items()}
-            for grids, size in zip(predictor.find(batch, phrases), sizes, strict=True)
+            for grids, size in zip(predictor.find(batch, phrases, texts), sizes, strict=True)
         ]
     for row, output, told, maps in zip(rows, outputs, said, shown, strict=True):
         study = row.study

@@ -206,10 +206,20 @@ class Predictor:
         """One study's outputs in words and numbers: what `predictions.jsonl` says of it."""
         return self.evaluation.describe(outputs)
 
-    def find(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
-        """`locate`, of a batch as `collate` gave it."""
+    def find(
+        self, batch: dict[str, Any], phrases: Sequence[Sequence[str]], texts: Sequence[str] = ()
+    ) -> list[dict[str, Tensor]]:
+        """`locate`, of a batch as `collate` gave it; `texts` are the reports in which the phrases stand, if any do."""
         with torch.inference_mode(), self._precision():
+            if texts:
+                return self.locate_written(self._to_device(batch), phrases, texts)
             return self.locate(self._to_device(batch), phrases)
+
+    def locate_written(
+        self, batch: dict[str, Any], phrases: Sequence[Sequence[str]], texts: Sequence[str]
+    ) -> list[dict[str, Tensor]]:
+        """As `locate`, for phrases out of what was written of each study; by default the text changes nothing."""
+        return self.locate(batch, phrases)
 
     def length(self, study: Study) -> int:
         """What decides how much a study must be padded beside others; equal for families that read one image."""

@@ -19,11 +19,11 @@ from hf_medvlm.inference.predictor import ABILITIES
 
 EVERY = pytest.mark.parametrize("name", sorted(FAMILIES))
 CAN = {
-    "blip": {"report"},
-    "git": {"report"},
+    "blip": {"report", "ground"},
+    "git": {"report", "ground"},
     "dual_encoder": {"embed", "embed_texts", "findings"},
     "patch_ib": {"embed", "embed_texts", "findings", "ground"},
-    "llava": {"report", "ask"},
+    "llava": {"report", "ask", "ground"},
     "qwen2_5_vl": {"report", "ask"},
     "smolvlm": {"report", "ask"},
     "biovil_t": {"embed", "embed_texts", "findings", "ground", "progression"},
@@ -114,13 +114,13 @@ def test_paths_pictures_arrays_and_lists_say_the_same(name, saved, picture):
     assert ask([]) == []
 
 
-@pytest.mark.parametrize("name", ["patch_ib", "biovil_t", "medklip"])
+@pytest.mark.parametrize("name", ["patch_ib", "biovil_t", "medklip", "git"])
 def test_a_map_covers_the_whole_image(name, saved, picture):
     predictor = load(saved(name)[0])
     wide = Image.open(picture).resize((150, 90))
     one = predictor.ground(wide, "left pleural effusion")
     assert one.shape == (90, 150) and one.dtype == np.float32 and np.isfinite(one).any()
-    cropped = name != "medklip"  # which squeezes the whole image
+    cropped = name not in ("medklip", "git")  # which squeeze the whole image
     assert np.isnan(one[:, :20]).all() == cropped and not np.isnan(one[:, 60:90]).any()
     several = predictor.ground([wide, picture], ["left pleural effusion", "cardiomegaly"])
     np.testing.assert_allclose(several[0], one, atol=1e-5)

@@ -119,7 +119,6 @@ def test_ground_writes_the_map_its_peak_and_box(name, saved, splits, tmp_path, c
 def test_ground_is_refused_where_nothing_can_be_found(saved, splits, capsys):
     picture = str(splits.image_folder / splits.test[0].frontal.path)
     for words, error in (
-        ((str(saved("blip")), picture, "effusion"), "no .ground"),
         ((str(saved("dual_encoder")), picture, "effusion"), "trained without --local_loss"),
         ((str(saved("biovil_t")), picture, " "), "the phrase is empty"),
         ((str(saved("biovil_t")), picture + "x", "effusion"), "there is no such file"),

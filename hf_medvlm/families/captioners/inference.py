@@ -8,9 +8,11 @@ from typing import Any
 import torch
 
 from hf_medvlm.evaluation.text import TextEvaluation
+from hf_medvlm.families.captioners.attention import word_attention
 from hf_medvlm.families.captioners.collator import CaptionCollator
 from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.inference.predictor import Predictor
+from hf_medvlm.inference.writer import WriterPredictor
 from hf_medvlm.models.loading import load_image_processor, load_strictly, load_tokenizer, model_type_of
 
 CLASSES = {"blip": BlipCaptioner, "medvlm_blip": BlipCaptioner, "git": GitCaptioner, "medvlm_git": GitCaptioner}
@@ -46,8 +48,9 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
     return CaptionPredictor(model, evaluation, folder)
 
 
-class CaptionPredictor(Predictor):
+class CaptionPredictor(WriterPredictor):
     """Writes a report of each radiograph."""
 
     family = "a captioner"
-    abilities = frozenset({"report"})
+    abilities = frozenset({"report", "ground"})
+    look = staticmethod(word_attention)

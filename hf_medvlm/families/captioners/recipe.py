@@ -11,6 +11,7 @@ from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.evaluation.text import TextEvaluation
+from hf_medvlm.families.captioners.attention import word_attention
 from hf_medvlm.families.captioners.collator import CaptionCollator
 from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly, load_tokenizer
@@ -112,6 +113,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
         objective,
         max_new_tokens=options.max_length,
         num_beams=options.num_beams,
+        look=word_attention,
         **args.model.clinical(),
     )
     return MedVLMTrainer(

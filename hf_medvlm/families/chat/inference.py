@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from hf_medvlm.data.conversations import ChatOptions, with_question
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
+from hf_medvlm.families.chat.attention import word_attention
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
 from hf_medvlm.families.chat.message_collator import MessageCollator
@@ -24,6 +25,7 @@ from hf_medvlm.families.chat.rendering import chat_template_of
 from hf_medvlm.families.chat.stock import load_stock
 from hf_medvlm.families.chat.tiny import make_processor
 from hf_medvlm.inference.predictor import Predictor
+from hf_medvlm.inference.writer import WriterPredictor
 from hf_medvlm.models.loading import load_processor, load_tokenizer, model_type_of
 
 NO_CHAT = ("blip", "git", "blip-2", "pix2struct", "vision-encoder-decoder", "kosmos-2")
@@ -77,12 +79,18 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-class ChatPredictor(Predictor):
-    """Writes reports and answers questions."""
+class ChatPredictor(WriterPredictor):
+    """Writes reports and answers questions; a LLaVA that reads one image shows where it looked."""
 
     family = "a chat model"
-    abilities = frozenset({"report", "ask"})
+    look = staticmethod(word_attention)
     priors: Mapping[str, Study] = {}
+
+    @property
+    def abilities(self) -> frozenset[str]:  # type: ignore[override]
+        options = self.collator.options
+        one_image = isinstance(self.model, LlavaReporter) and options.views != "all" and not options.prior
+        return frozenset({"report", "ask", *(("ground",) if one_image else ())})
 
     @property
     def takes_previous(self) -> bool:  # type: ignore[override]
