@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hf_medvlm"
-ENGINE = {"labels", "losses", "language", "data", "models", "collators", "metrics", "evaluation"}
+ENGINE = {"labels", "losses", "language", "data", "models", "collators", "metrics", "evaluation", "rewards"}
 UNDER_ALL = {"", "shipped"}  # the version, and where shipped files are: any room may ask
 ALLOWED = {
     "shipped": set(),
@@ -21,6 +21,7 @@ ALLOWED = {
     "models": {"labels", "losses"},
     "metrics": {"labels", "language"},
     "collators": {"labels", "language", "data"},
+    "rewards": {"labels", "language", "data", "metrics"},
     "evaluation": {"labels", "language", "data", "collators", "metrics", "models"},
     "figures": {"labels", "language", "data", "metrics"},  # radiographs, findings marked in the text, facts of scores
     "sharing": {"labels", "language", "data", "metrics", "figures", "evaluation", "inference"},

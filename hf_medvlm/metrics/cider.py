@@ -31,6 +31,34 @@ class _Document:
         return total / ORDER * math.exp(-((self.length - reference.length) ** 2) / (2 * SIGMA**2))
 
 
+class CiderCorpus:
+    """Document frequencies of a set of studies, by which the reports of any studies are scored.
+
+    Args:
+        references: tokens of the references of each study; a study may have several.
+    """
+
+    def __init__(self, references: Sequence[Sequence[tuple[str, ...]]]) -> None:
+        grams = {text: ngrams(text) for several in references for text in several}  # normal reports repeat
+        frequency: Counter[Gram] = Counter()
+        for several in references:
+            frequency.update({gram for text in several for n in grams[text] for gram in n})
+        self.unseen = math.log(len(references)) if references else 0.0
+        self.idf = {gram: self.unseen - math.log(count) for gram, count in frequency.items()}
+
+    def score(
+        self, candidates: Sequence[tuple[str, ...]], references: Sequence[Sequence[tuple[str, ...]]]
+    ) -> np.ndarray:
+        """Score of each study, (N,), from 0 to 10."""
+        texts = {*candidates, *(text for several in references for text in several)}
+        documents = {text: _Document(ngrams(text), self.idf, self.unseen) for text in texts}
+        scores = [
+            sum(documents[candidate].similarity(documents[text]) for text in several) / len(several)
+            for candidate, several in zip(candidates, references, strict=True)
+        ]
+        return 10 * np.array(scores, dtype=float)
+
+
 def cider(candidates: Sequence[tuple[str, ...]], references: Sequence[Sequence[tuple[str, ...]]]) -> np.ndarray:
     """Score of each study, (N,), from 0 to 10; the corpus score is the mean.
 
@@ -42,17 +70,4 @@ def cider(candidates: Sequence[tuple[str, ...]], references: Sequence[Sequence[t
 
     Reference: Vedantam et al. 2015, arXiv 1411.5726; CIDEr-D's clipping and Gaussian penalty.
     """
-    texts = {*candidates, *(text for several in references for text in several)}  # normal reports repeat
-    grams = {text: ngrams(text) for text in texts}
-    frequency: Counter[Gram] = Counter()
-    for several in references:
-        frequency.update({gram for text in several for n in grams[text] for gram in n})
-    unseen = math.log(len(references)) if references else 0.0
-    idf = {gram: unseen - math.log(count) for gram, count in frequency.items()}
-
-    documents = {text: _Document(grams[text], idf, unseen) for text in texts}
-    scores = [
-        sum(documents[candidate].similarity(documents[text]) for text in several) / len(several)
-        for candidate, several in zip(candidates, references, strict=True)
-    ]
-    return 10 * np.array(scores, dtype=float)
+    return CiderCorpus(references).score(candidates, references)

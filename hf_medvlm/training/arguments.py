@@ -203,7 +203,8 @@ def parse(
             ZeRO-3 wants it.
 
     Returns:
-        A namespace with one instance a group, and `command`, the command line as it was given, its secrets masked.
+        A namespace with one instance a group; `command`, the command line as it was given, its secrets masked; and
+        `explicit`, the names of the options that it or the YAML file sets.
 
     Raises:
         SystemExit: an unknown option or key, or a value that cannot be; the message names the nearest known name.
@@ -261,7 +262,8 @@ def parse(
         set_seed(built["training"].seed)  # the recipe builds its model next, in every process the same one
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f"{parser.prog}: {error}") from error
-    return SimpleNamespace(**built, recipe=Path(recipe).stem, command=masked_command([Path(recipe).name, *argv]))
+    command = masked_command([Path(recipe).name, *argv])
+    return SimpleNamespace(**built, recipe=Path(recipe).stem, command=command, explicit=frozenset(explicit))
 
 
 def _agree_on_output_dir(training: TrainingArguments) -> None:

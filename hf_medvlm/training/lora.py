@@ -156,7 +156,7 @@ def _logits(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     inputs = {
         name: value.to(parameter.device, parameter.dtype if name == "pixel_values" else None)
         for name, value in batch.items()
-        if name != "pair_ids"
+        if torch.is_tensor(value) and name != "pair_ids"
     }
     output = model(**inputs)
     logits = output.get("logits")

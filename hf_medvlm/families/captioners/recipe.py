@@ -17,12 +17,15 @@ from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.loading import check_family, load_image_processor, load_strictly, load_tokenizer
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.models.upstream import OLD_PREFIX
+from hf_medvlm.rewards.reward import make_reward
 from hf_medvlm.training import arguments
 from hf_medvlm.training.arguments import SECTIONS_HELP, option
 from hf_medvlm.training.clinical import ClinicalArguments
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.parts import PartArguments, prepare_parts
+from hf_medvlm.training.reward_arguments import RewardArguments
+from hf_medvlm.training.reward_trainer import RewardTrainer
 from hf_medvlm.training.trainer import MedVLMTrainer
 from hf_medvlm.training.words import learnable
 
@@ -42,7 +45,7 @@ TINY_GIT = TINY | {"learning_rate": 1e-3}
 
 
 @dataclass
-class CaptioningArguments(PartArguments, ClinicalArguments):
+class CaptioningArguments(PartArguments, ClinicalArguments, RewardArguments):
     """The captioner and how it writes."""
 
     model_name_or_path: str | None = option(None, "folder or Hub id; a tiny model with random weights by default")
@@ -59,10 +62,15 @@ def load_captioner(
     """Model and processor from `--model_name_or_path`, or tiny ones with a tokenizer trained on the training reports.
 
     Raises:
-        ValueError: the checkpoint is of another family, or its weights do not fit.
+        ValueError: the checkpoint is of another family, or its weights do not fit; a reward without a checkpoint.
     """
     options: CaptioningArguments = args.model
     path = options.model_name_or_path
+    if path is None and options.reward:
+        raise ValueError(
+            "--reward makes a model that writes reports write better ones; give the folder of a supervised run as "
+            "--model_name_or_path (first run this recipe without --reward)"
+        )
     if path is None:
         tokenizer = train_tokenizer(learnable(splits.train, lambda study: [study.text(options.sections)]))
         size = options.image_size or 224
@@ -104,6 +112,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
         )
 
     model.set_generation(options.max_length, options.num_beams)
+    stock = model
     model = prepare_parts(model, options, args.training.gradient_checkpointing)
     objective = TokenObjective(label_smoothing=model.label_smoothing)
     evaluation = TextEvaluation(
@@ -116,13 +125,34 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
         look=word_attention,
         **args.model.clinical(),
     )
-    return MedVLMTrainer(
-        model=model,
-        args=args.training,
-        objective=objective,
-        data_collator=collator(training=True),
-        evaluation=evaluation,
-        train_dataset=StudyRows(splits.train),
-        eval_dataset=StudyRows(splits.validate),
-        processing_class=processor,
+    reports = evaluation.train_reports
+    parts = {
+        "model": model,
+        "args": args.training,
+        "data_collator": collator(training=True),
+        "evaluation": evaluation,
+        "train_dataset": StudyRows(splits.train),
+        "eval_dataset": StudyRows(splits.validate),
+        "processing_class": processor,
+    }
+    if not options.reward:
+        return MedVLMTrainer(objective=objective, **parts)
+    options.check_reward()
+    if "metric_for_best_model" not in args.explicit:
+        args.training.metric_for_best_model = "reward"
+    return RewardTrainer(
+        reward=make_reward(options.reward, evaluation.collator.target, reports, options.clinical_weights),
+        options=options,
+        reference=start_model(type(stock), args) if options.reward_kl else None,
+        start_rows=[StudyRows(splits.studies[split]) for split in ("validate", "test")],
+        **parts,
     )
+
+
+def start_model(model_class: type[BlipCaptioner | GitCaptioner], args: SimpleNamespace) -> Any:
+    """The checkpoint of `--model_name_or_path` once more, whole in each process, for `--reward_kl`."""
+    with unsharded(args.training):
+        model = load_strictly(model_class, args.model.model_name_or_path)
+        if args.model.image_size:
+            model.resize_images(args.model.image_size)
+    return model

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,19 +89,20 @@ def locate(weights: str | Path | None, model: str) -> Path:
     return find_file(weights, (model,), ("weights.th",), f"RadGraph's model {model}")
 
 
-def annotate(
-    texts: Sequence[str], weights: str | Path | None, model: str, device: str | None = None
-) -> list[Annotation]:
-    """The annotations of the package `radgraph`, from a model folder of the user's; nothing is fetched.
+def load_annotator(
+    weights: str | Path | None, model: str | None = None, device: str | None = None
+) -> Callable[[Sequence[str]], list[Annotation]]:
+    """Texts -> the annotations of the package `radgraph`, from a model folder of the user's; nothing is fetched.
 
     Args:
         weights: folder with `radgraph/` or `radgraph-xl/` as unpacked from `radgraph.tar.gz` (config.json, weights.th,
             vocabulary/), and the BERT that its config names, in a folder of that name.
-        model: "radgraph" or "radgraph-xl".
+        model: "radgraph" or "radgraph-xl"; by default the one whose folder lies in `weights`.
 
     Raises:
         MissingWeights: the package, the model or its BERT is not there.
     """
+    model = model or _model_in(weights)
     state = locate(weights, model)
     try:
         from radgraph import RadGraph
@@ -119,8 +120,17 @@ def annotate(
         labeller = RadGraph(
             model_type=model, model_cache_dir=cache, cuda=(cuda.index or 0) if cuda.type == "cuda" else -1
         )
+
+    def annotate(texts: Sequence[str]) -> list[Annotation]:
         annotations = labeller(list(texts))
-    return [annotations[str(number)] for number in range(len(texts))]
+        return [annotations[str(number)] for number in range(len(texts))]
+
+    return annotate
+
+
+def _model_in(weights: str | Path | None) -> str:
+    there = [name for name in MODELS if weights and (Path(weights) / name / "weights.th").is_file()]
+    return there[0] if there else MODELS[0]
 
 
 def _with_local_bert(path: Path, weights: Path) -> dict[str, Any]:
@@ -153,12 +163,11 @@ def score(
         model: "radgraph" or "radgraph-xl"; by default the one whose folder lies in `weights`.
 
     Raises:
-        MissingWeights, ValueError: as `annotate`; and where the texts are not in pairs.
+        MissingWeights, ValueError: as `load_annotator`; and where the texts are not in pairs.
     """
     check_pairs(predictions, references)
-    there = [name for name in MODELS if weights and (Path(weights) / name / "weights.th").is_file()]
-    chosen = model or (there[0] if there else MODELS[0])
-    annotations = annotate([*predictions, *references], weights, chosen, device)
+    chosen = model or _model_in(weights)
+    annotations = load_annotator(weights, chosen, device)([*predictions, *references])
     return score_annotations(annotations[: len(predictions)], annotations[len(predictions) :], chosen)
 
 

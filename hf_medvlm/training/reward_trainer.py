@@ -1,0 +1,243 @@
+"""`RewardTrainer`: `MedVLMTrainer` for a model that writes and learns from what its own reports are worth.
+
+Before each optimizer step the model writes several reports of every study of the step; those that are worth more than
+the others of their study become likelier. Everything else is the trainer's: accumulation, processes, ZeRO, resume.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_medvlm.data.files import write_json
+from hf_medvlm.data.rows import StudyRows
+from hf_medvlm.data.study import Study
+from hf_medvlm.evaluation.base import Scores, without_nan
+from hf_medvlm.evaluation.text import TextEvaluation
+from hf_medvlm.metrics import facts
+from hf_medvlm.metrics.text import baseline_texts
+from hf_medvlm.rewards.reward import Reward
+from hf_medvlm.rewards.trivial import SHOWN, judge
+from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
+from hf_medvlm.training.policy import PolicyObjective, group_advantages
+from hf_medvlm.training.reward_arguments import RewardArguments
+from hf_medvlm.training.rollouts import RolloutCollator, draw_numbers, sample
+from hf_medvlm.training.trainer import MedVLMTrainer
+
+START_FILE = "start_results.json"
+"""What the model scored before it was rewarded, in the folder of the run; a resumed run reads it."""
+START = "supervised_start"
+"""The baseline of that name in the results."""
+
+
+class RewardTrainer(MedVLMTrainer):
+    """Trains a captioner on rewards.
+
+    Args:
+        reward: the worth of texts. options: how many texts, at what temperature, against which baseline.
+        reference: the start model, frozen, whole on this device; needed with `options.reward_kl`.
+        start_rows: the splits that are scored before training too.
+        Everything else as `MedVLMTrainer`; `evaluation` is a `TextEvaluation`, whose collator writes the prompts.
+    """
+
+    evaluation: TextEvaluation
+    objective: PolicyObjective
+
+    def __init__(
+        self,
+        *args: Any,
+        reward: Reward,
+        options: RewardArguments,
+        reference: nn.Module | None = None,
+        start_rows: Sequence[StudyRows] = (),
+        **kwargs: Any,
+    ) -> None:
+        kwargs["data_collator"] = RolloutCollator(kwargs["data_collator"].prompts)
+        kwargs["objective"] = PolicyObjective(options.reward_temperature, options.reward_kl, options.reward_clip)
+        super().__init__(*args, **kwargs)
+        self.reward, self.options, self.reference = reward, options, reference
+        if reference is not None:
+            reference.eval().requires_grad_(False).to(self.args.device)
+        self.start_rows = list(start_rows)
+        self.started: dict[str, dict[str, float]] = {}
+        self._sums: dict[str, Tensor] = {}
+        self.add_callback(_ScoresFirst(self))
+
+    # -- the texts of a step -------------------------------------------------------------------------------------------
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator, num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Any]:
+        """The micro-batches of one optimizer step, with the texts that the model has written of them."""
+        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
+        written = [self.write(batch) for batch in batches]
+        return written, self.denominators(written, device) or None
+
+    @torch.no_grad()
+    def write(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """What `PolicyObjective` takes, of a batch of `RolloutCollator`; notes what the texts are worth."""
+        options, evaluation = self.options, self.evaluation
+        prompts = self._prepare_inputs(batch)
+        rows = prompts.pop("rows")
+        model, samples = self.evaluation_model(), options.reward_samples
+        numbers = draw_numbers(rows, samples, evaluation.max_new_tokens, self.args.seed, self.state.global_step)
+        with self.accelerator.autocast():
+            texts, generated = sample(
+                model, prompts, numbers.to(self.args.device), options.reward_temperature, evaluation.stop_ids(model)
+            )
+            greedy = evaluation.predict_images(model, {"prompts": prompts}) if options.greedy else None
+        words = [evaluation.text_of(row) for row in generated.cpu().numpy()]
+        studies = [row.study for row in rows]
+        values = self.reward(words, [study for study in studies for _ in range(samples)])
+        baseline = None
+        if greedy is not None:
+            best = [evaluation.text_of(row) for row in greedy["generated"].cpu().numpy()]
+            baseline = torch.from_numpy(self.reward(best, studies).total)
+        advantages = group_advantages(torch.from_numpy(values.total).view(-1, samples), baseline)
+        texts["advantages"] = advantages.flatten().float().to(self.args.device)
+        shared = {name: value for name, value in prompts.items() if name not in ("input_ids", "attention_mask")}
+        if self.reference is not None:
+            with self.accelerator.autocast():
+                texts["reference_log_probs"] = self.objective.log_probs(self.reference, shared | texts)[0]
+        distinct = [len(set(words[i : i + samples])) / samples for i in range(0, len(words), samples)]
+        self.note("reward", values.total, spread=True)
+        for name, term in values.terms.items():
+            self.note(f"reward/{name}", term, spread=True)
+        self.note("length", [len(text.split()) for text in words])
+        self.note("distinct", distinct)
+        self.note("tied", (values.total.reshape(-1, samples).std(1) < 1e-9).astype(float))
+        return shared | texts
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Tensor], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Tensor | tuple[Tensor, Any]:
+        """The trainer's, which notes the divergence from the start model and the share of clipped ratios."""
+        processes = self.accelerator.num_processes
+        result = self.objective(model, inputs, num_items_in_batch)
+        if len(result.loss_terms) > 1:  # a single term is the loss itself
+            self.note_terms(result.loss_terms, processes)
+        tokens = result.per_study["tokens"].sum().item()
+        for name in ("clipped", "kl"):
+            if name in result.per_study:
+                self.note(name, [result.per_study[name].sum().item()], count=tokens)
+        loss = result.loss * processes
+        return (loss, result.outputs) if return_outputs else loss
+
+    # -- what is logged ------------------------------------------------------------------------------------------------
+
+    def note(self, name: str, values: Any, spread: bool = False, count: float | None = None) -> None:
+        """Keep the sums of `values` until the next log, where their mean and, asked for, their deviation appear."""
+        values = np.asarray(values, dtype=float)
+        sums = torch.tensor([values.sum(), (values**2).sum(), len(values) if count is None else count, float(spread)])
+        self._sums[name] = self._sums.get(name, torch.zeros(4)) + sums
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what was noted since the last log, over all processes."""
+        if "loss" in logs and self._sums:
+            for name, sums in self._sums.items():
+                total, squares, count, spread = self.accelerator.reduce(sums.to(self.args.device), "sum").tolist()
+                logs[name] = total / max(count, 1)
+                if spread:
+                    logs[f"{name}_std"] = max(squares / max(count, 1) - logs[name] ** 2, 0.0) ** 0.5
+            self._sums = {}
+        super().log(logs, start_time)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        """As `Resumable`, and with it what was noted since the last log."""
+        super()._save_rng_state(output_dir)
+        noted = {name: sums.tolist() for name, sums in self._sums.items()}
+        write_json(Path(output_dir) / f"noted_{self.args.process_index}.json", noted)
+
+    def _restore_sums(self, path: Path) -> None:
+        super()._restore_sums(path)
+        noted = path.with_name(f"noted_{self.args.process_index}.json")
+        if noted.is_file():
+            self._sums = {name: torch.tensor(sums) for name, sums in json.loads(noted.read_text()).items()}
+
+    # -- scores, beside those of the start -----------------------------------------------------------------------------
+
+    def scores(self, rows: StudyRows) -> Scores:
+        """The evaluation's, with the reward of the written reports, and the scores of the start as a baseline."""
+        scores = super().scores(rows)
+        studies, texts = rows.studies, [entry["prediction"] for entry in scores.predictions]
+        how = f"mean over studies of {self.reward.describe()}, of the reports that greedy or beam search writes"
+        values = self.reward(texts, studies)
+        scores.add({"reward": float(values.total.mean())}, facts.TEXT, how, unit="reward")
+        for system, written in baseline_texts(texts, self.evaluation.train_reports).items():
+            if system in scores.baselines:
+                scores.baselines[system]["reward"] = float(self.reward(written, studies).total.mean())
+        start = self.started.get(_key(studies))
+        if start is not None:
+            scores.baselines[START] = start
+        return scores
+
+    def score_start(self, resumed: bool) -> None:
+        """Score the start model, or read what it scored from the folder of a resumed run."""
+        file = Path(str(self.args.output_dir)) / START_FILE
+        if resumed:
+            if file.is_file():
+                self.started = json.loads(file.read_text(encoding="utf-8"))
+            return
+        with torch.random.fork_rng(devices=[]):  # a resumed run does without this and must draw the same
+            found = {_key(rows.studies): self.scores(rows) for rows in self.start_rows if len(rows)}
+        self.started = {key: without_nan(scores.metrics) for key, scores in found.items()}
+        if self.is_world_process_zero():
+            write_json(file, self.started)
+        for scores in found.values():
+            self._compare_with_baselines(scores)
+        if found:
+            first = next(iter(self.started.values()))
+            self.log({f"start_{name}": value for name, value in first.items() if value is not None})
+
+    def _compare_with_baselines(self, scores: Scores) -> None:
+        """Say where a text that sees no image is worth more than what the start model writes."""
+        own = scores.metrics["reward"]
+        for name, baseline in scores.baselines.items():
+            if baseline.get("reward", own) > own and self.is_world_process_zero():
+                print(
+                    f"The reward pays the baseline {name} {baseline['reward']:.3f} and the start model {own:.3f}: the "
+                    "model may end on that. Train it longer with supervision first, or choose another reward",
+                    flush=True,
+                )
+
+    def check_family(self, checks: Checks) -> None:
+        """What the preflight says of the reward and of a step's cost."""
+        options, collator = self.options, self.evaluation.collator
+        studies = self.train_dataset.studies[:SHOWN]
+        means, verdicts = judge(self.reward, studies, collator.target, list(self.evaluation.train_reports))
+        paid = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
+        checks.add(OK, "reward", f"{self.reward.describe()}; mean over {len(studies)} studies: {paid}")
+        for verdict in verdicts:
+            checks.add(STOP if verdict.stops else WARNING, "reward", verdict.text)
+        against = "the greedy report" if options.greedy else "one another"
+        checks.add(
+            OK,
+            "reports",
+            f"{options.reward_samples} of each study a step, at temperature {options.reward_temperature:g}, held "
+            f"against {against}; beside a supervised step, {options.reward_samples} times the forward and backward "
+            "passes, and the writing besides",
+        )
+
+
+class _ScoresFirst(TrainerCallback):
+    """Scores the start model once the trainer has put it on its devices."""
+
+    def __init__(self, trainer: RewardTrainer) -> None:
+        self.trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.score_start(resumed=state.global_step > 0)
+
+
+def _key(studies: Sequence[Study]) -> str:
+    """A name of a split by its studies."""
+    return f"{len(studies)} studies, {studies[0].study_id} to {studies[-1].study_id}"
