@@ -10,12 +10,13 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import EarlyStoppingCallback, Trainer, TrainerState
+from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -95,6 +96,24 @@ class Resumable(Trainer):
             "terms_since": self._terms_since,
         }
         write_json(Path(output_dir) / f"since_last_log_{self.args.process_index}.json", since)
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The Trainer's, without its pickle of the arguments: `run.json` says it all, and nothing here is unpickled.
+
+        A checkpoint (`_internal_call`) has the weights under the names that the model has in memory: the Trainer finds
+        no others when it resumes or goes back to the best one. The finished model has those of `save_pretrained`.
+        """
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        renames = _internal_call and isinstance(model, PreTrainedModel)
+        if renames:
+            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
+        try:
+            super().save_model(output_dir, _internal_call)
+        finally:
+            if renames:
+                del model.save_pretrained
+        if self.args.should_save:
+            (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
     # -- going on ------------------------------------------------------------------------------------------------------
 

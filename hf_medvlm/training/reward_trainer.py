@@ -7,68 +7,47 @@ the others of their study become likelier. Everything else is the trainer's: acc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_medvlm.data.files import write_json
-from hf_medvlm.data.rows import StudyRows
-from hf_medvlm.data.study import Study
-from hf_medvlm.evaluation.base import Scores, without_nan
-from hf_medvlm.evaluation.text import TextEvaluation
-from hf_medvlm.metrics import facts
-from hf_medvlm.metrics.text import baseline_texts
-from hf_medvlm.rewards.reward import Reward
-from hf_medvlm.rewards.trivial import SHOWN, judge
-from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
+from hf_medvlm.training.checks import OK, Checks
 from hf_medvlm.training.policy import PolicyObjective, group_advantages
 from hf_medvlm.training.reward_arguments import RewardArguments
+from hf_medvlm.training.reward_scores import RewardScores
 from hf_medvlm.training.rollouts import RolloutCollator, draw_numbers, sample
-from hf_medvlm.training.trainer import MedVLMTrainer
-
-START_FILE = "start_results.json"
-"""What the model scored before it was rewarded, in the folder of the run; a resumed run reads it."""
-START = "supervised_start"
-"""The baseline of that name in the results."""
 
 
-class RewardTrainer(MedVLMTrainer):
+class RewardTrainer(RewardScores):
     """Trains a captioner on rewards.
 
     Args:
-        reward: the worth of texts. options: how many texts, at what temperature, against which baseline.
+        options: how many texts, at what temperature, against which baseline.
         reference: the start model, frozen, whole on this device; needed with `options.reward_kl`.
-        start_rows: the splits that are scored before training too.
-        Everything else as `MedVLMTrainer`; `evaluation` is a `TextEvaluation`, whose collator writes the prompts.
+        Everything else as `RewardScores`; the collator writes the prompts.
     """
 
-    evaluation: TextEvaluation
     objective: PolicyObjective
 
     def __init__(
         self,
         *args: Any,
-        reward: Reward,
         options: RewardArguments,
         reference: nn.Module | None = None,
-        start_rows: Sequence[StudyRows] = (),
         **kwargs: Any,
     ) -> None:
         kwargs["data_collator"] = RolloutCollator(kwargs["data_collator"].prompts)
         kwargs["objective"] = PolicyObjective(options.reward_temperature, options.reward_kl, options.reward_clip)
         super().__init__(*args, **kwargs)
-        self.reward, self.options, self.reference = reward, options, reference
+        self.options, self.reference = options, reference
         if reference is not None:
             reference.eval().requires_grad_(False).to(self.args.device)
-        self.start_rows = list(start_rows)
-        self.started: dict[str, dict[str, float]] = {}
         self._sums: dict[str, Tensor] = {}
-        self.add_callback(_ScoresFirst(self))
 
     # -- the texts of a step -------------------------------------------------------------------------------------------
 
@@ -161,61 +140,12 @@ class RewardTrainer(MedVLMTrainer):
         if noted.is_file():
             self._sums = {name: torch.tensor(sums) for name, sums in json.loads(noted.read_text()).items()}
 
-    # -- scores, beside those of the start -----------------------------------------------------------------------------
-
-    def scores(self, rows: StudyRows) -> Scores:
-        """The evaluation's, with the reward of the written reports, and the scores of the start as a baseline."""
-        scores = super().scores(rows)
-        studies, texts = rows.studies, [entry["prediction"] for entry in scores.predictions]
-        how = f"mean over studies of {self.reward.describe()}, of the reports that greedy or beam search writes"
-        values = self.reward(texts, studies)
-        scores.add({"reward": float(values.total.mean())}, facts.TEXT, how, unit="reward")
-        for system, written in baseline_texts(texts, self.evaluation.train_reports).items():
-            if system in scores.baselines:
-                scores.baselines[system]["reward"] = float(self.reward(written, studies).total.mean())
-        start = self.started.get(_key(studies))
-        if start is not None:
-            scores.baselines[START] = start
-        return scores
-
-    def score_start(self, resumed: bool) -> None:
-        """Score the start model, or read what it scored from the folder of a resumed run."""
-        file = Path(str(self.args.output_dir)) / START_FILE
-        if resumed:
-            if file.is_file():
-                self.started = json.loads(file.read_text(encoding="utf-8"))
-            return
-        with torch.random.fork_rng(devices=[]):  # a resumed run does without this and must draw the same
-            found = {_key(rows.studies): self.scores(rows) for rows in self.start_rows if len(rows)}
-        self.started = {key: without_nan(scores.metrics) for key, scores in found.items()}
-        if self.is_world_process_zero():
-            write_json(file, self.started)
-        for scores in found.values():
-            self._compare_with_baselines(scores)
-        if found:
-            first = next(iter(self.started.values()))
-            self.log({f"start_{name}": value for name, value in first.items() if value is not None})
-
-    def _compare_with_baselines(self, scores: Scores) -> None:
-        """Say where a text that sees no image is worth more than what the start model writes."""
-        own = scores.metrics["reward"]
-        for name, baseline in scores.baselines.items():
-            if baseline.get("reward", own) > own and self.is_world_process_zero():
-                print(
-                    f"The reward pays the baseline {name} {baseline['reward']:.3f} and the start model {own:.3f}: the "
-                    "model may end on that. Train it longer with supervision first, or choose another reward",
-                    flush=True,
-                )
+    # -- the preflight -------------------------------------------------------------------------------------------------
 
     def check_family(self, checks: Checks) -> None:
         """What the preflight says of the reward and of a step's cost."""
-        options, collator = self.options, self.evaluation.collator
-        studies = self.train_dataset.studies[:SHOWN]
-        means, verdicts = judge(self.reward, studies, collator.target, list(self.evaluation.train_reports))
-        paid = ", ".join(f"{name} {value:.3f}" for name, value in means.items())
-        checks.add(OK, "reward", f"{self.reward.describe()}; mean over {len(studies)} studies: {paid}")
-        for verdict in verdicts:
-            checks.add(STOP if verdict.stops else WARNING, "reward", verdict.text)
+        self.check_reward(checks)
+        options = self.options
         against = "the greedy report" if options.greedy else "one another"
         checks.add(
             OK,
@@ -224,20 +154,3 @@ class RewardTrainer(MedVLMTrainer):
             f"against {against}; beside a supervised step, {options.reward_samples} times the forward and backward "
             "passes, and the writing besides",
         )
-
-
-class _ScoresFirst(TrainerCallback):
-    """Scores the start model once the trainer has put it on its devices."""
-
-    def __init__(self, trainer: RewardTrainer) -> None:
-        self.trainer = trainer
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.score_start(resumed=state.global_step > 0)
-
-
-def _key(studies: Sequence[Study]) -> str:
-    """A name of a split by its studies."""
-    return f"{len(studies)} studies, {studies[0].study_id} to {studies[-1].study_id}"

@@ -16,8 +16,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +24,6 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
-from transformers import PreTrainedModel
 from transformers.trainer_utils import SaveStrategy
 
 from hf_medvlm.collators.augmentation import finish_batch
@@ -174,24 +171,6 @@ class MedVLMTrainer(Resumable):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collate
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """The Trainer's, without its pickle of the arguments: `run.json` says it all, and nothing here is unpickled.
-
-        A checkpoint (`_internal_call`) has the weights under the names that the model has in memory: the Trainer finds
-        no others when it resumes or goes back to the best one. The finished model has those of `save_pretrained`.
-        """
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        renames = _internal_call and isinstance(model, PreTrainedModel)
-        if renames:
-            model.save_pretrained = partial(model.save_pretrained, save_original_format=False)
-        try:
-            super().save_model(output_dir, _internal_call)
-        finally:
-            if renames:
-                del model.save_pretrained
-        if self.args.should_save:
-            (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 
