@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import reward_chat
 import torch
 from safetensors.torch import load_file
 
+from hf_medvlm.data.load import load_splits
 from hf_medvlm.data.study import Study
 from hf_medvlm.families.chat.pairs import Pair, rank, read_pairs, write_pairs
 from hf_medvlm.families.chat.reward_arguments import RewardChatArguments
@@ -78,10 +80,6 @@ def test_grpo_killed_and_resumed_ends_on_the_same_weights(grpo, tmp_path):
 @pytest.mark.slow
 def test_dpo_learns_from_a_file_by_lora_and_leaves_a_plain_model(grpo, tmp_path):
     start = grpo / "supervised"
-    pairs = [json.loads(line) for line in (grpo / "predictions.jsonl").read_text().splitlines()]
-    assert pairs
-    from hf_medvlm.data.load import load_splits
-
     studies = load_splits(synthetic_studies=40, synthetic_size=64).train
     write_pairs([Pair(s.study_id, s.text(), "The lungs are clear.") for s in studies[:8]], tmp_path / "pairs.jsonl")
     run(
@@ -153,10 +151,7 @@ def test_pairs_are_read_and_what_cannot_be_is_named(tmp_path):
     ],
 )
 def test_options_that_cannot_be(options, message):
-    if "use_vllm" in options:
-        import importlib.util
-
-        if importlib.util.find_spec("vllm"):
-            pytest.skip("vLLM is installed")
+    if "use_vllm" in options and importlib.util.find_spec("vllm"):
+        pytest.skip("vLLM is installed")
     with pytest.raises(ValueError, match=message):
         RewardChatArguments(**options).check()
