@@ -11,8 +11,10 @@ from collections import Counter
 from types import SimpleNamespace
 
 import finetune_blip
+import finetune_git
 import pytest
 import torch
+from families import build
 from reward_steps import make_reward_trainer
 from safetensors.torch import load_file
 from steps import logged_losses
@@ -294,6 +296,25 @@ def test_the_preflight_stops_a_reward_that_pays_for_long_reports(splits, tmp_pat
 def test_options_that_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         CaptioningArguments(**options).check_reward()
+
+
+def test_the_recipe_leaves_a_whole_run_beside_its_start(splits, tmp_path):
+    family, start, out = build("git", splits), tmp_path / "start", tmp_path / "run"
+    family.model.save_pretrained(start)
+    family.evaluation.collator.processor.save_pretrained(start)
+    words = "--synthetic_studies 60 --synthetic_size 64 --per_device_train_batch_size 4 --max_steps 2 --max_length 16"
+    words += " --eval_strategy no --logging_steps 1 --reward findings_f1,cider=0.5 --lora_rank 4 --learning_rate 1e-2"
+    finetune_git.main([*words.split(), "--model_name_or_path", str(start), "--output_dir", str(out)])
+    results = json.loads((out / "test_results.json").read_text())
+    assert {"reward", "cider"} <= results["baselines"]["supervised_start"].keys() & results["metrics"].keys()
+    assert results["baselines"]["constant_normal"]["reward"] > 0
+    history = json.loads((out / "trainer_state.json").read_text())["log_history"]
+    assert [entry["reward/cider"] for entry in history if "reward/cider" in entry]
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    before, after = load_file(start / "model.safetensors"), load_file(out / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and not any("embed" in name for name in changed)  # adapters sit on linear layers
+    assert json.loads((out / "run.json").read_text())["best_checkpoint_metric"] == "reward"
 
 
 def test_a_reward_needs_a_supervised_checkpoint(tmp_path):
