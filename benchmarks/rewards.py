@@ -3,9 +3,9 @@
     python benchmarks/rewards.py                       # tiny BLIP on made-up studies, three seeds
     python benchmarks/rewards.py --model git --seeds 1
 
-For each seed a supervised run of the tiny model (its recipe's defaults) and, from it on, a run on rewards. The target, on
-the test split: findings F1 (micro) rises by 0.05 or more with the 95 % interval of the paired difference above 0, CIDEr
-falls by no more than 5 %, and the share of distinct reports does not fall by more than a fifth. And what a step costs, in
+For each seed a supervised run of the tiny model (its recipe's defaults) and, from it on, a run on rewards. The target,
+on the test split: findings F1 (micro) rises by 0.05 or more with the 95 % interval of the paired difference above 0,
+CIDEr falls by no more than 5 %, and the share of distinct reports by no more than a fifth. And what a step costs, in
 supervised steps of as many studies, timed in turn.
 """
 
