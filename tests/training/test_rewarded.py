@@ -303,7 +303,8 @@ def test_the_recipe_leaves_a_whole_run_beside_its_start(splits, tmp_path):
     family.model.save_pretrained(start)
     family.evaluation.collator.processor.save_pretrained(start)
     words = "--synthetic_studies 60 --synthetic_size 64 --per_device_train_batch_size 4 --max_steps 2 --max_length 16"
-    words += " --eval_strategy no --logging_steps 1 --reward findings_f1,cider=0.5 --lora_rank 4 --learning_rate 1e-2"
+    words += " --config reward_tiny --eval_studies 5 --dataloader_num_workers 0 --eval_strategy no --logging_steps 1"
+    words += " --reward findings_f1,cider=0.5 --lora_rank 4 --learning_rate 1e-2"
     finetune_git.main([*words.split(), "--model_name_or_path", str(start), "--output_dir", str(out)])
     results = json.loads((out / "test_results.json").read_text())
     assert {"reward", "cider"} <= results["baselines"]["supervised_start"].keys() & results["metrics"].keys()
