@@ -4,7 +4,7 @@
     python benchmarks/fuzz.py --cases 500 --readers tables checkpoints --keep /tmp/failures
     python benchmarks/fuzz.py --only "tables 17"
 
-An input is refused with a sentence that names its file (or option), or it is accepted and a rule says why that is right.
+An input is refused with a sentence that names its file or option, or it is accepted and a rule says why that is right.
 Everything else is a fault: a traceback from inside, more than 10 s, more than 2 GiB, an acceptance that no rule covers.
 Each case is made from the seed, its reader and its number alone.
 """
@@ -67,9 +67,8 @@ def kinds_of_faults(outcomes: list[Outcome], most: int = 60) -> list[str]:
     lines = []
     for (reader, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1]))[:most]:
         least = min(found, key=lambda outcome: len(outcome.what))
-        lines.append(
-            f"{len(found):>4} x {kind}: {reader} {least.seed}: {least.what[:110]}\n       {least.detail[:420]} {least.kept}"
-        )
+        lines.append(f"{len(found):>4} x {kind}: {reader} {least.seed}: {least.what[:110]}")
+        lines.append(f"       {least.detail[:420]} {least.kept}")
     return lines
 
 

@@ -132,7 +132,7 @@ def justify_options(made: Made, result: Any) -> str | None:
                 low, high = BOUNDS[field.name]
                 if isinstance(value, bool) or not low <= value <= high:
                     return None
-            if str(field.type) in ("int", "<class 'int'>") and type(value) is not int:
+            if field.type in (int, "int") and type(value) is not int and value is not field.default:
                 return None
     if not (result.training.max_steps > 0 or result.training.num_train_epochs > 0):
         return None
@@ -192,7 +192,7 @@ def justify_deepspeed(made: Made, result: Any) -> str | None:
 
 def make_prepare(rng: Random, folder: Path) -> Made:
     path = folder / "prepare.yaml"
-    names = "min_characters convert size image_cache verify_images labels label_policy boxes seed workers validate test rows".split()
+    names = "min_characters convert size image_cache verify_images labels boxes seed workers validate test".split()
     if rng.random() < 0.4:
         content, what = mutate.bytes_of(b"min_characters: 10\nseed: 3\nlabels: text\n", rng)
     else:

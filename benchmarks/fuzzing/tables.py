@@ -203,7 +203,7 @@ def _encoding(path: Path) -> str:
 
 
 def justify_master(made: Made, result: Any) -> str | None:
-    """What a known key holds is what the file holds: nothing is turned into a text that was none but for numbers of ids."""
+    """What a known key holds is what the file holds: nothing but the numbers of ids is turned into text."""
     studies, _ = result
     if not studies_are_sound(studies):
         return None

@@ -20,6 +20,7 @@ from hf_medvlm.data.files import open_text, read_json
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.sources.base import Rejected, read_csv
 from hf_medvlm.data.study import Study, StudyBox
+from hf_medvlm.errors import clipped
 from hf_medvlm.labels import CHEXPERT_14
 
 logger = logging.getLogger(__name__)
@@ -293,5 +294,5 @@ def _coco_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(
-            f"{path}: not MS-CXR's JSON (categories, images, annotations with bbox and label_text): {error!r}"
+            f"{path}: not MS-CXR's JSON (categories, images, annotations with bbox, label_text): {clipped(repr(error))}"
         ) from error

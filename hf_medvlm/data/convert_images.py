@@ -5,7 +5,6 @@ A copy is grey, 8 bits, as `open_radiograph` reads it, and holds pixels alone: n
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
-from hf_medvlm.data.files import atomic_open, write_json
+from hf_medvlm.data.files import atomic_open, load_json, write_json
 from hf_medvlm.data.images import one_grey, open_radiograph
 from hf_medvlm.data.locks import taken
 
@@ -54,7 +53,7 @@ def _convert_all(
 
     wanted = {"format": "png", "size": size}
     if (cache / SETTINGS).exists():
-        there = json.loads((cache / SETTINGS).read_text())
+        there = load_json(cache / SETTINGS)
         if there != wanted:
             raise ValueError(f"{cache} holds copies made with {there}, not {wanted}; name another folder")
     _remove_halves(cache)

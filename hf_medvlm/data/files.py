@@ -14,6 +14,7 @@ import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
@@ -70,37 +71,6 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
         raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)
-
-
-@contextmanager
-def library_errors(what: str, way_out: str) -> Iterator[None]:
-    """The one place where an error that a library raises on what others wrote becomes a sentence.
-
-    Libraries raise errors of any class on bytes and values that they do not expect. What they raise inside this block
-    becomes a `ValueError`; what our own code raises passes as it is: a `ValueError` of ours is a sentence already, and
-    anything else is a fault of ours, which should be seen with its traceback.
-
-    Args:
-        what: what was found and where, with the file or the option.
-        way_out: what to do.
-    """
-    try:
-        yield
-    except (OSError, ImportError, MemoryError):
-        raise
-    except Exception as error:
-        if _is_ours(error):
-            raise
-        reason = " ".join(str(error).split()) or "no more is said"
-        raise ValueError(f"{what} ({type(error).__name__}: {reason:.300}); {way_out}") from error
-
-
-def _is_ours(error: Exception) -> bool:
-    """Whether a line of this package raised the error, and not one of a library that it called."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("hf_medvlm")
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -233,6 +203,7 @@ def read_json(text: str, path: str | Path, line: int = 1) -> Any:
         ValueError: no JSON; nested too deep; half a surrogate pair, which no file could hold. The message names file,
             line and column.
     """
+    text = text.rstrip("\r\n")  # or what is missing at the end of a line would be looked for on the next
     try:
         value = json.loads(text)
         if "\\ud" in text or "\\uD" in text:
@@ -252,8 +223,27 @@ def read_json(text: str, path: str | Path, line: int = 1) -> Any:
         raise ValueError(f"{path}:{line}: {error}") from error
 
 
-LARGEST_CONFIG = 2**20
+LARGEST_CONFIG = 2**16
 """Bytes of a YAML file of options: nobody writes more of them, and a reader would take minutes."""
+
+
+def load_json(path: str | Path, kind: type | None = None, way_out: str = "") -> Any:
+    """The JSON document that a file holds, gzipped where its name ends in `.gz`.
+
+    Args:
+        kind: `dict` or `list`, if it must be one.
+        way_out: what to do where it is none, for the message.
+
+    Raises:
+        ValueError: no plain file, or one that holds no such document; the message names file and line.
+    """
+    with open_text(path) as handle:
+        value = read_json(handle.read(), path)
+    if kind is not None and not isinstance(value, kind):
+        wanted = {dict: "object", list: "list"}[kind]
+        more = f"; {way_out}" if way_out else ""
+        raise ValueError(f"{path}: expected one JSON {wanted}, found {type(value).__name__}{more}")
+    return value
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -271,6 +261,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: {os.path.getsize(path):,} bytes, which is no file of options")
     with open_text(path) as handle:
         text = handle.read()
+    if max(accumulate((c in "[{") - (c in "]}") for c in text), default=0) > 50:
+        raise ValueError(f"{path}: not YAML that is read here: nested too deep")
     try:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, yaml.AliasToken):

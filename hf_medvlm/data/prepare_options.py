@@ -11,7 +11,7 @@ from argparse import (
 )
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from hf_medvlm.data.files import read_yaml
 from hf_medvlm.data.quality import LABEL_POLICIES
@@ -69,6 +69,14 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
     language = NO_ENGLISH_REPORT.get(options.corpus) or ("Spanish" if getattr(options, "language", "") == "es" else "")
     if options.labels == "text" and language:
         raise ValueError(f"--labels text reads English reports; those of {options.corpus} are {language}; leave it out")
+    shares = {"--validate": options.validate, "--test": options.test}
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"{name} {share}: a share of the patients, from 0 to 1, is needed")
+    if sum(shares.values()) > 1:
+        raise ValueError(f"--validate {options.validate} and --test {options.test} are more than all patients")
+    if options.workers is not None and not 1 <= options.workers <= 1024:
+        raise ValueError(f"--workers {options.workers}: from 1 to 1,024 processes can be started")
     if options.min_characters < 1:
         raise ValueError(f"--min_characters must be at least 1, got {options.min_characters}")
     return options
@@ -96,6 +104,13 @@ def read_corpus(options: Namespace) -> Corpus:
 
 class _Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
     """The defaults, and the lines of the description as they are."""
+
+
+class _Parser(ArgumentParser):
+    """One whose errors are `ValueError`s of one line; those of its subcommands too."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
 
 
 def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:
@@ -129,7 +144,7 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     add("--seed", type=int, default=0, help="of the split")
     add("--workers", type=int, help="processes; by default as many as there are processors")
 
-    parser = ArgumentParser(description=description, **style)
+    parser = _Parser(description=description, **style)
     kinds = parser.add_subparsers(dest="corpus", required=True)
     mimic = kinds.add_parser("mimic-cxr", parents=[common], help="MIMIC-CXR and MIMIC-CXR-JPG", **style)
     mimic.add_argument("--image_suffix", choices=(".jpg", ".dcm", ".png"), help="of the image files; else looked up")
@@ -156,15 +171,20 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
 def _yaml_options(path: str, parser: ArgumentParser) -> list[str]:
     """The YAML file's keys as command-line words, so that types and choices are checked as there."""
     values = read_yaml(find_shipped(path, "recipes", ".yaml"))
-    names = {action.dest for action in parser._actions if action.option_strings} - {"help", "config"}
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
+    names = actions.keys() - {"help", "config"}
     words = []
     for name, value in values.items():
         if name not in names:
             raise ValueError(f"{path}: unknown key {name!r}{nearest(str(name), names)}")
-        if isinstance(value, bool):
+        action = actions[name]
+        if isinstance(action, BooleanOptionalAction) or isinstance(value, bool):
+            if not (isinstance(action, BooleanOptionalAction) and isinstance(value, bool)):
+                wanted = "true or false" if isinstance(action, BooleanOptionalAction) else "a value"
+                raise ValueError(f"{path}: {name}: {wanted} is needed, not {value!r:.60}")
             words.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, (list, dict)) for v in value)):
             raise ValueError(f"{path}: {name}: a single value is needed, not {str(value):.60}")
         elif value is not None:
-            words += [f"--{name}", ",".join(map(str, value)) if isinstance(value, list) else str(value)]
+            words.append(f"--{name}=" + (",".join(map(str, value)) if isinstance(value, list) else str(value)))
     return words

@@ -7,14 +7,15 @@ only where `run_radgraph` is called; its weights come from the Hub.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hf_medvlm.data.files import load_json
 from hf_medvlm.data.study import Study
+from hf_medvlm.errors import clipped
 from hf_medvlm.language.findings import Triplet, positions_of, term_of
 from hf_medvlm.language.negation import ABSENT, PRESENT, UNCERTAIN
 
@@ -63,9 +64,9 @@ def read_radgraph(path: str | Path) -> dict[str, list[Triplet]]:
         ValueError: no JSON, or no annotations; the message names the file, the report and the key.
     """
     try:
-        annotations = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no JSON: {error}") from error
+        annotations = load_json(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is no JSON of RadGraph's") from error
     return triplets_from_radgraph(annotations, source=str(path))
 
 
@@ -153,13 +154,19 @@ def _phrase(place: str, modifiers: Mapping[str, Sequence[str]], entities: Mappin
 
 def _check(key: str, entity: Any, entities: Mapping[str, Any]) -> None:
     if not isinstance(entity, Mapping):
-        raise ValueError(f"entity {key!r} is no object: {entity!r}")
+        raise ValueError(f"entity {key!r:.60} is no object: {clipped(entity)}")
     missing = [name for name in ("tokens", "label", "start_ix", "relations") if name not in entity]
     if missing:
         raise ValueError(f"entity {key!r} has no {', '.join(missing)}")
     known = (*OBSERVATIONS, *ANATOMY)
+    if not isinstance(entity["tokens"], str) or type(entity["start_ix"]) is not int:
+        found = f"{clipped(entity['tokens'])} and {clipped(entity['start_ix'])}"
+        raise ValueError(f"entity {key!r:.60} needs tokens that are text and a start_ix that is a number, got {found}")
     if entity["label"] not in known:
-        raise ValueError(f"entity {key!r} has the label {entity['label']!r}; known are {', '.join(known)}")
+        raise ValueError(f"entity {key!r:.60} has the label {entity['label']!r:.60}; known are {', '.join(known)}")
+    if not isinstance(entity["relations"], list):
+        raise ValueError(f"entity {key!r:.60} has relations that are no list: {clipped(entity['relations'])}")
     for relation in entity["relations"]:
-        if len(relation) != 2 or relation[1] not in entities:
-            raise ValueError(f"entity {key!r} has the relation {relation!r}; it should be [kind, key of an entity]")
+        pair = isinstance(relation, (list, tuple)) and len(relation) == 2 and all(isinstance(w, str) for w in relation)
+        if not pair or relation[1] not in entities:
+            raise ValueError(f"entity {key!r:.60} has the relation {clipped(relation)}; it should be [kind, key]")

@@ -5,14 +5,13 @@ Two such files, one of references and one of predictions, become pairs; whatever
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hf_medvlm.data.fields import ALL_TEXT, id_text, section_alternatives
-from hf_medvlm.data.files import open_text, read_json
+from hf_medvlm.data.files import load_json, open_text, read_json
 from hf_medvlm.data.sources.base import Rejected, require_columns
 from hf_medvlm.data.sources.columns import FREE_TEXT, NAMES, plain_name
 from hf_medvlm.data.sources.rows import table_rows
@@ -199,7 +198,7 @@ def _of_run(folder: Path) -> tuple[Path, Path | None]:
     lines, described = folder / "predictions.jsonl", folder / "run.json"
     if not lines.is_file():
         raise ValueError(f"{folder}: no predictions.jsonl in it; name a run's folder or a file of reports")
-    info = json.loads(described.read_text(encoding="utf-8")) if described.is_file() else {}
+    info = load_json(described, dict) if described.is_file() else {}
     return lines, Path(info["image_folder"]) if info.get("image_folder") else None
 
 

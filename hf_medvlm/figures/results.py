@@ -5,13 +5,16 @@ Section 6 of the design says what the files hold. Each part may be missing; what
 
 from __future__ import annotations
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.data.files import load_json, open_text, read_json
+from hf_medvlm.data.secrets import masked_values
+from hf_medvlm.figures.checked import INFO, PREDICTION, RESULTS, STATE, Kind
 from hf_medvlm.metrics.facts import FRACTION, NEITHER, Fact
 
 UNKNOWN = Fact("Other", "", NEITHER, "")
@@ -97,8 +100,8 @@ def load_run(folder: str | Path) -> Run:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is no folder; name the --output_dir of a run")
-    test, validation = _read_object(folder / "test_results.json"), _read_object(folder / "eval_results.json")
-    state, info = _read_object(folder / "trainer_state.json"), _read_object(folder / "run.json")
+    test, validation = (read_object(folder / f"{split}_results.json", RESULTS) for split in ("test", "eval"))
+    state, info = read_object(folder / "trainer_state.json", STATE), read_object(folder / "run.json", INFO)
     predictions = _read_lines(folder / "predictions.jsonl")
     if not (test or validation or state or info or predictions):
         raise ValueError(
@@ -117,7 +120,7 @@ def load_run(folder: str | Path) -> Run:
         figures=results.get("figures") or {},
         history=[dict(entry) for entry in state.get("log_history") or [] if isinstance(entry, Mapping)],
         predictions=predictions,
-        info=info,
+        info=masked_values(info),
     )
 
 
@@ -127,38 +130,30 @@ def _numbers(values: Mapping[str, Any] | None) -> dict[str, float]:
     return {k: float(v) for k, v in kept.items() if isinstance(v, int | float) and not isinstance(v, bool)}
 
 
-def _decode(text: str) -> Any:
-    """JSON as Python writes it: its NaN and Infinity, which no browser reads, become None."""
-    return json.loads(text, parse_constant=lambda constant: None)
+def read_object(path: Path, kind: Kind) -> dict[str, Any]:
+    """The JSON object in `path`, each of its values of the kind that it must be; empty where there is no such file.
 
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`, empty where there is no such file."""
-    if not path.is_file():
+    Raises:
+        ValueError: no JSON, no object, or a value of another kind; the message names the file and the place in it.
+    """
+    if not os.path.lexists(path):
         return {}
-    try:
-        value = _decode(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}; run the evaluation again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected one JSON object, found {type(value).__name__}; run the evaluation again")
-    return value
+    return kind(_without_nan(load_json(path, dict, "run the evaluation again")), f"{path}:")
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON objects in `path`, one a line; empty where there is no such file."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    records = []
-    with open(path, encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = _decode(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{number}: not JSON: {error.msg}; run the evaluation again") from error
-            if not isinstance(record, dict):
-                raise ValueError(f"{path}:{number}: expected an object, found {type(record).__name__}")
-            records.append(record)
-    return records
+    with open_text(path) as handle:
+        lines = [(number, line) for number, line in enumerate(handle, start=1) if line.strip()]
+    return [PREDICTION(_without_nan(read_json(line, path, number)), f"{path}:{number}:") for number, line in lines]
+
+
+def _without_nan(value: Any) -> Any:
+    """NaN and Infinity, which Python writes and no browser reads, become None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    return [_without_nan(part) for part in value] if isinstance(value, list) else value

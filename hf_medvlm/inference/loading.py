@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hf_medvlm.data.files import load_json
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.models.attention import take_kernels_of_any_shape
@@ -120,12 +120,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
         path = place / SETTINGS
         if path.is_file():
-            try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}:{error.lineno}: not JSON: {error.msg}") from error
-            if not isinstance(settings, dict):
-                raise ValueError(f"{path}: expected one JSON object, found a {type(settings).__name__}")
+            settings = load_json(path, dict)
             return settings
     return {}
 

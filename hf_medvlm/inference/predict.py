@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_medvlm import __version__
-from hf_medvlm.data.files import atomic_open, plain_cell, write_json
+from hf_medvlm.data.files import atomic_open, load_json, plain_cell, write_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.evaluation.base import without_nan
@@ -369,7 +369,7 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
     path, plain = folder / SETTINGS, json.loads(json.dumps(without_nan(settings)))
     main = PartialState().is_main_process
     if path.is_file():
-        begun = json.loads(path.read_text(encoding="utf-8"))
+        begun = load_json(path, dict)
         other = [name for name in plain if begun.get(name) != plain[name]]
         if not other:
             return begun

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from hf_medvlm.data.files import atomic_open
+from hf_medvlm.data.files import atomic_open, load_json
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.study import check_relative_path
 from hf_medvlm.inference.predict import EMBEDDINGS, PREDICTIONS, RUN, model_hash
@@ -56,7 +56,7 @@ class Index:
                 f"{folder} holds no index ({', '.join(missing)} is not there); make one with "
                 f"`hf-medvlm index RUN IMAGES --out {folder}`, which goes on where it was interrupted"
             )
-        self.info: dict[str, Any] = json.loads((self.folder / RUN).read_text(encoding="utf-8"))
+        self.info: dict[str, Any] = load_json(self.folder / RUN, dict)
 
     @property
     def model(self) -> str:

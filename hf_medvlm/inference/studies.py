@@ -6,7 +6,6 @@ by where its files lie.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections import defaultdict
@@ -15,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from hf_medvlm.data.files import cache_folder
+from hf_medvlm.data.files import cache_folder, load_json
 from hf_medvlm.data.images import DICOM_SUFFIXES
 from hf_medvlm.data.load import is_master_file
 from hf_medvlm.data.sources.base import Rejected, link_priors
@@ -199,12 +198,7 @@ def read_rexrank(path: str | Path, image_folder: str | Path | None = None) -> tu
     folder = Path(image_folder) if image_folder else path.parent
     if not folder.is_dir():
         raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: there is no such file") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
+    records = load_json(path)
     if not isinstance(records, dict) or not records or not all(isinstance(r, dict) for r in records.values()):
         raise ValueError(f"{path}: ReXrank's file is an object, study id -> {{image_path, context, ...}}")
     studies = [_rexrank_study(study_id, record) for study_id, record in records.items()]

@@ -2,14 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import numpy as np
+
+from hf_medvlm.errors import clipped, library_errors
 
 if TYPE_CHECKING:
     from evaluate import Metric as _Metric  # what the mix-in stands in front of
 else:
     _Metric = object
+
+
+def check_sides(name: str, predictions: Any, references: Any) -> None:
+    """Raise `ValueError` unless both are lists (or arrays) of one length, without None."""
+    for side, rows in (("predictions", predictions), ("references", references)):
+        if rows is None or isinstance(rows, (str, bytes, Mapping)) or not hasattr(rows, "__len__") or _is_scalar(rows):
+            raise ValueError(f"{name}: {side} must be a list with an entry for each study, got {clipped(rows)}")
+        missing = next((number for number, row in enumerate(rows) if row is None), None)
+        if missing is not None:
+            raise ValueError(f"{name}: row {missing} of the {side} is None; leave the study out on both sides")
+    if len(predictions) != len(references):
+        raise ValueError(f"{name}: {len(predictions)} predictions for {len(references)} references; give one for each")
+
+
+def _is_scalar(rows: Any) -> bool:
+    return getattr(rows, "shape", None) == ()
+
+
+def numbers(name: str, rows: Any) -> np.ndarray:
+    """`rows` as an array of numbers.
+
+    Raises:
+        ValueError: something in it is no number, or rows differ in length.
+    """
+    try:
+        array = np.asarray(rows)
+        return array if array.dtype.kind in "fiub" else array.astype(np.float64)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name} must be numbers, rows of one length: {clipped(str(error))}") from error
 
 
 class InMemory(_Metric):
@@ -25,6 +58,20 @@ class InMemory(_Metric):
         super().__init__(config_name=config_name, keep_in_memory=True, **options)
         if config_name:
             self._module_info.module_name = config_name  # `evaluate.combine` tells its metrics apart by it
+
+    def compute(self, *, predictions: Any = None, references: Any = None, **options: Any) -> dict[str, Any] | None:
+        """evaluate's own, once it is sure that there is a prediction for each reference.
+
+        Raises:
+            ValueError: one side is missing or no list, the two differ in length, a row is None or of another kind.
+        """
+        name = self._module_info.module_name.rpartition("/")[2]
+        if self.writer is None or predictions is not None or references is not None:
+            check_sides(name, predictions, references)
+        with library_errors(
+            f"{name}: these predictions and references cannot be scored", "see the metric's description"
+        ):
+            return super().compute(predictions=predictions, references=references, **options)
 
     def _build_data_dir(self) -> str:
         return self._data_dir_root  # evaluate makes a folder here; nothing would ever stand in it

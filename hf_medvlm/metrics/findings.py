@@ -13,7 +13,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemory
+from hf_medvlm.metrics.base import InMemory, numbers
 
 PRIMARY, GREATER_IS_BETTER = "mean_auc", True
 KINDS = ("auc", "ap", "accuracy", "precision", "recall", "f1")
@@ -41,7 +41,10 @@ def label_matrix(
     if uncertain not in UNCERTAIN:
         raise ValueError(f"uncertain must be one of {', '.join(UNCERTAIN)}, got {uncertain!r}")
     states = {None: np.nan, -1: UNCERTAIN[uncertain], 0: 0.0, 1: 1.0}
-    rows = [[states[study.get(finding)] for finding in findings] for study in labels]
+    try:
+        rows = [[states[study.get(finding)] for finding in findings] for study in labels]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"a state must be 1, 0, -1 or None, got {error}") from error
     return np.array(rows, dtype=float).reshape(len(rows), len(findings))
 
 
@@ -239,6 +242,9 @@ class Metric(InMemory, evaluate.Metric):
         findings: Sequence[str] | None = None,
         thresholds: float | Sequence[float] = 0.5,
     ) -> dict[str, float]:
-        scores, labels = np.array(predictions, dtype=float), np.array(references, dtype=float)
+        scores, labels = (
+            numbers(side, rows).astype(float)
+            for side, rows in (("predictions", predictions), ("references", references))
+        )
         names = findings or [str(column) for column in range(scores.shape[-1])]
         return finding_scores(scores, labels, names, thresholds=thresholds)

@@ -14,7 +14,7 @@ import datasets
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemory
+from hf_medvlm.metrics.base import InMemory, numbers
 
 PRIMARY, GREATER_IS_BETTER = "cnr", True
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5)  # of BioViL (arXiv 2204.09817, section 5.2)
@@ -155,7 +155,10 @@ class Metric(InMemory, evaluate.Metric):
         thresholds: Sequence[float] = THRESHOLDS,
         mask_threshold: float = MASK_THRESHOLD,
     ) -> dict[str, float]:
-        maps, masks = ([np.array(item, dtype=float) for item in items] for items in (predictions, references))
+        maps, masks = (
+            [numbers(f"a row of the {side}", item).astype(float) for item in items]
+            for side, items in (("predictions", predictions), ("references", references))
+        )
         return grounding_scores(
             maps, masks, categories=categories, thresholds=thresholds, mask_threshold=mask_threshold
         )

@@ -9,12 +9,13 @@ Headline: mean recall, the mean of the six recalls, greater is better.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import datasets
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemory
+from hf_medvlm.metrics.base import InMemory, check_sides, numbers
 from hf_medvlm.metrics.facts import LOWER, NEITHER, RETRIEVAL, Fact
 
 PRIMARY, GREATER_IS_BETTER = "mean_recall", True
@@ -93,7 +94,9 @@ def query_scores(
     if block < 1:
         raise ValueError(f"block must be at least 1, got {block}")
     count = len(images)
-    ids = np.arange(count) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].reshape(-1)
+    if groups is not None and (isinstance(groups, str) or not hasattr(groups, "__len__")):
+        raise ValueError(f"groups must be a list with an id for each row, got {groups!r:.100}")
+    ids = np.arange(count) if groups is None else _ids(groups)
     if len(ids) != count:
         raise ValueError(f"groups must give one id a row: got {len(ids)} ids for {count} rows")
     lengths = [_longest(name, rows, block) for name, rows in (("image", images), ("text", texts))]
@@ -122,6 +125,15 @@ def query_scores(
     for way in ("i2t", "t2i"):
         result |= _expected(above[way], level[way] - above[way], matches[way], f"{way}_")
     return result | {"matches": sizes}
+
+
+def _ids(groups: Sequence) -> np.ndarray:
+    """A number for each group, whatever the groups are named by."""
+    named: dict[Any, int] = {}
+    try:
+        return np.array([named.setdefault(group, len(named)) for group in groups], dtype=int).reshape(-1)
+    except TypeError as error:
+        raise ValueError(f"groups must be texts or numbers: {error}") from error
 
 
 def _product(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -198,9 +210,11 @@ class Metric(InMemory, evaluate.Metric):
         """Scores arrays as they are: a trip through Arrow would copy a gallery of 200,000 several times over."""
         if predictions is None or self.writer is not None:
             return super().compute(predictions=predictions, references=references, **options)
+        check_sides("retrieval", predictions, references)
         return self._compute(predictions, references, **options)
 
     def _compute(
         self, predictions: Sequence, references: Sequence, groups: Sequence | None = None, block: int = 2048
     ) -> dict[str, float]:
-        return retrieval_scores(np.asarray(predictions), np.asarray(references), groups, block=block)
+        sides = numbers("image embeddings", predictions), numbers("text embeddings", references)
+        return retrieval_scores(*sides, groups, block=block)

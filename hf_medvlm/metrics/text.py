@@ -158,12 +158,14 @@ def measure(
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references; give one for each")
-    listed = [(texts,) if isinstance(texts, str) else tuple(texts) for texts in references]
+    listed = [
+        (texts,) if isinstance(texts, str) or not hasattr(texts, "__len__") else tuple(texts) for texts in references
+    ]
     for number, (prediction, texts) in enumerate(zip(predictions, listed, strict=True)):
         if not texts or not all(isinstance(text, str) for text in (prediction, *texts)):
             raise ValueError(
                 f"row {number}: a prediction is a text and a reference one text or several, "
-                f"got {prediction!r} and {texts!r}"
+                f"got {prediction!r:.200} and {texts!r:.200}"
             )
     prepared = _cleaned(list(predictions), listed, cleaning)
     return {name: found for group in names for name, found in _MEASURES[group](*prepared, cleaning).items()}

@@ -12,7 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_medvlm.data.files import atomic_open
+from hf_medvlm.data.files import atomic_open, load_json
 from hf_medvlm.data.licences import is_open
 from hf_medvlm.data.secrets import masked, masked_values
 from hf_medvlm.sharing.model_card import CARD, model_card, read_run
@@ -87,10 +87,7 @@ def content_to_push(path: Path) -> bytes | Path:
     """
     if not any(fnmatch(path.name, pattern) for pattern in _DESCRIPTIONS):
         return path
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {error}; save the model again") from error
+    before = load_json(path)
     after = masked_values(_without_places(before))
     return path if after == before else (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
 

@@ -5,13 +5,15 @@ It is written from `run.json` and the results, which hold numbers and names: no 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.data.files import load_json
 from hf_medvlm.data.licences import is_open
+from hf_medvlm.figures.checked import INFO, RESULTS
+from hf_medvlm.figures.results import read_object
 from hf_medvlm.metrics.clinical import missing_lines
 
 CARD = "README.md"
@@ -63,7 +65,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     path = folder / "run.json"
     if not path.is_file():
         raise ValueError(f"{folder} holds no run.json, so it is no finished run; name the --output_dir of one")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_object(path, INFO)
 
 
 def is_named_on_the_hub(dataset: str) -> bool:
@@ -75,7 +77,7 @@ def _results(folder: Path) -> tuple[str, dict[str, Any]]:
     for split in ("test", "eval"):
         path = folder / f"{split}_results.json"
         if path.is_file():
-            return {"test": "test", "eval": "validation"}[split], json.loads(path.read_text(encoding="utf-8"))
+            return {"test": "test", "eval": "validation"}[split], read_object(path, RESULTS)
     return "test", {}
 
 
@@ -111,7 +113,7 @@ def _loading(folder: Path, name: str) -> str:
 def _model_type(folder: Path) -> str:
     """The `model_type` of the folder's config; empty where there is none."""
     path = folder / "config.json"
-    return str(json.loads(path.read_text(encoding="utf-8")).get("model_type", "")) if path.is_file() else ""
+    return str(load_json(path, dict).get("model_type", "")) if path.is_file() else ""
 
 
 KNOWN_SOURCES = ("synthetic", "MIMIC-CXR", "IU X-ray (Open-i)", "NIH ChestX-ray14", "ROCO", "VQA-RAD", "SLAKE")

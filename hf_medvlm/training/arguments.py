@@ -24,8 +24,9 @@ from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
-from hf_medvlm.data.files import library_errors, read_yaml
+from hf_medvlm.data.files import read_yaml
 from hf_medvlm.data.secrets import masked_command
+from hf_medvlm.errors import library_errors
 from hf_medvlm.shipped import find_shipped
 from hf_medvlm.training.checkpoints import checkpoint_to_resume
 from hf_medvlm.training.deepspeed import (

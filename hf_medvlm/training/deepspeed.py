@@ -5,7 +5,6 @@ DeepSpeed itself is imported by `join_processes` alone; torch has been imported 
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import sys
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_medvlm.data.files import load_json
 from hf_medvlm.shipped import find_shipped
 
 if TYPE_CHECKING:
@@ -38,13 +38,9 @@ def read_deepspeed(config: str | Path | dict[str, Any]) -> dict[str, Any]:
         settings = dict(config)
     else:
         try:
-            settings = json.loads(find_shipped(config, "ds_configs", ".json").read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"--deepspeed {config}: {error.strerror}") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"--deepspeed {config}:{error.lineno}: column {error.colno}: {error.msg}") from error
-        if not isinstance(settings, dict):
-            raise ValueError(f"--deepspeed {config}: expected a JSON object, found a {type(settings).__name__}")
+            settings = load_json(find_shipped(config, "ds_configs", ".json"), dict)
+        except ValueError as error:
+            raise ValueError(f"--deepspeed {error}") from error
     return {MICRO: "auto", STEPS: "auto"} | settings
 
 

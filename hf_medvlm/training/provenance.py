@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from hf_medvlm.data.files import load_json
 from hf_medvlm.data.load import Splits
 from hf_medvlm.training.folders import RUN_FILE
 from hf_medvlm.training.words import trained_words
@@ -43,9 +43,5 @@ def _described(folder: Path) -> dict[str, Any]:
     """`run.json` of the run that a folder or a checkpoint in it belongs to; empty where there is none."""
     for place in (folder, folder.parent):
         if (place / RUN_FILE).is_file():
-            try:
-                found = json.loads((place / RUN_FILE).read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{place / RUN_FILE}: not JSON: {error}; it says what data the model saw") from error
-            return found if isinstance(found, dict) else {}
+            return load_json(place / RUN_FILE, dict, "it says what data the model saw")
     return {}

@@ -21,7 +21,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_medvlm import __version__
 from hf_medvlm.data.fields import ALL_TEXT
-from hf_medvlm.data.files import atomic_open, write_json
+from hf_medvlm.data.files import atomic_open, load_json, write_json
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.locks import release
 from hf_medvlm.data.rows import StudyRows
@@ -96,7 +96,7 @@ def scores_all(args: SimpleNamespace) -> bool:
     described = Path(getattr(args.model, "model_name_or_path", None) or "") / RUN_FILE
     if not described.is_file():
         return True
-    trained_on = json.loads(described.read_text(encoding="utf-8")).get("dataset")
+    trained_on = load_json(described, dict).get("dataset")
     if trained_on == Path(args.data.dataset).name:
         print(f"The model was trained on {trained_on}: only what was held out of its training is scored", flush=True)
         return False

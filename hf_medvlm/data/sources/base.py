@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from hf_medvlm.data.fields import iso_date
 from hf_medvlm.data.files import GZIP_ERRORS, broken_gzip, open_text
 from hf_medvlm.data.study import Study, check_relative_path
+from hf_medvlm.errors import clipped
 
 Cells = TypeVar("Cells")
 
@@ -93,7 +94,7 @@ def require_columns(path: str | Path, found: Sequence[str], required: Iterable[s
     for name in required:
         if name not in found:
             raise ValueError(
-                f"{path}: no column {name!r}{nearest(name, found)} (columns: {', '.join(found) or 'none'})"
+                f"{path}: no column {name!r}{nearest(name, found)} (columns: {clipped(', '.join(found)) or 'none'})"
             )
 
 

@@ -6,7 +6,6 @@ patient is assumed, as all who use the corpus do. Reads no pixels.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from hf_medvlm.data.files import load_json
 from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, list_folder, parse_path, read_columns, read_csv
 from hf_medvlm.data.study import Study, StudyImage
 
@@ -141,12 +141,7 @@ def _read_kaggle(root: Path) -> Corpus:
 
 def _read_r2gen(root: Path) -> Corpus:
     path, corpus = root / "annotation.json", Corpus()
-    try:
-        parts = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    parts = load_json(path)
     if not isinstance(parts, dict) or not all(isinstance(part, list) for part in parts.values()):
         raise ValueError(
             f"{path}: not R2Gen's annotation.json; wanted is {{'train': [...], 'val': [...], 'test': [...]}}"

@@ -14,11 +14,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from hf_medvlm.data.files import check_regular
 from hf_medvlm.language.sections import select_sections
 
 _REPORT = re.compile(r"(?:.*/)?s(\d{8})\.txt")
 _BREAK = re.compile(r"\n\s*\n|\n\s*(?=(?:\(?\d{1,2}[.)]|[-*\u2022])\s)")
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # PKWARE APPNOTE 4.3.7: signature ... length of name, of extra field
+
+
+LARGEST_REPORT = 2**20
+"""Bytes of a report; the longest of MIMIC-CXR has some 10,000."""
+_TOO_LARGE = f"more than {LARGEST_REPORT:,} bytes, which is no report"
 
 
 class Report(NamedTuple):
@@ -97,7 +103,10 @@ def _read_members(path: Path, index: Index, study_ids: Iterable[str]) -> Iterato
             try:
                 if signature != b"PK\3\4" or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise zlib.error(f"neither stored nor deflated (method {method})")
-                raw = zlib.decompress(packed, -zlib.MAX_WBITS) if method else packed
+                unpacking = zlib.decompressobj(-zlib.MAX_WBITS)
+                raw = unpacking.decompress(packed, LARGEST_REPORT + 1) if method else packed
+                if len(raw) > LARGEST_REPORT:
+                    raise zlib.error(_TOO_LARGE)
                 if zlib.crc32(raw) != crc:
                     raise zlib.error("its checksum is wrong")
                 yield study_id, raw
@@ -108,9 +117,12 @@ def _read_members(path: Path, index: Index, study_ids: Iterable[str]) -> Iterato
 def _read_files(_: Path, index: Index, study_ids: Iterable[str]) -> Iterator[tuple[str, bytes | str]]:
     for study_id in study_ids:
         try:
-            yield study_id, Path(str(index[study_id])).read_bytes()
-        except OSError as error:
-            yield study_id, f"cannot be read: {error.strerror}"
+            check_regular(path := Path(str(index[study_id])))
+            with open(path, "rb") as handle:
+                raw = handle.read(LARGEST_REPORT + 1)
+            yield study_id, raw if len(raw) <= LARGEST_REPORT else _TOO_LARGE
+        except (OSError, ValueError) as error:
+            yield study_id, f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
 def _cut(study_id: str, raw: bytes) -> Report:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from hf_medvlm.data.fields import id_text
+from hf_medvlm.data.files import open_text
 from hf_medvlm.data.sources.base import (
     Corpus,
     EntryError,
@@ -130,4 +131,7 @@ def _places(root: Path) -> dict[str, str]:
 
 
 def _listed(path: Path) -> set[str]:
-    return set(path.read_text(encoding="utf-8").split()) if path.is_file() else set()
+    if not path.exists():
+        return set()
+    with open_text(path) as handle:
+        return set(handle.read().split())

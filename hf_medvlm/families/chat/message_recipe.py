@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_medvlm.data.conversations import answer_of, turns_of
-from hf_medvlm.data.files import write_json
+from hf_medvlm.data.files import load_json, write_json
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.vqa_rad import as_multi_turn
@@ -79,7 +79,7 @@ def _keep_date(processor: ProcessorMixin, training: Any) -> None:
     if not asked or not writes_date(chat_template_of(processor)):
         return
     file = Path(asked) / "processor_config.json"
-    kept = json.loads(file.read_text(encoding="utf-8")).get("template_date") if file.is_file() else None
+    kept = load_json(file, dict).get("template_date") if file.is_file() else None
     if kept:
         processor.template_date = datetime.fromisoformat(kept)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from typing import Any
 from transformers import ViTImageProcessorPil
 from transformers.image_processing_utils import BaseImageProcessor
 
+from hf_medvlm.data.files import load_json
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study
@@ -170,7 +170,7 @@ def embed(entities: Sequence[str], model: MedKlipModel, options: MedKlipArgument
     """
     own = DESCRIPTIONS
     if options.descriptions:
-        own = json.loads(Path(options.descriptions).read_text(encoding="utf-8"))
+        own = load_json(options.descriptions)
         missing = [name for name in entities if not isinstance(own, dict) or not isinstance(own.get(name), str)]
         if missing:
             raise ValueError(
