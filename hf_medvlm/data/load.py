@@ -11,6 +11,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from hf_medvlm.data import columns
+from hf_medvlm.data.column_index import NotPlain
+from hf_medvlm.data.columns import StudyTable
 from hf_medvlm.data.fields import ALL_TEXT, SECTIONS, section_alternatives
 from hf_medvlm.data.files import cache_folder, open_text, read_json
 from hf_medvlm.data.images import ONE_GREY
@@ -122,7 +127,7 @@ def load_splits(
 def _read_dataset(
     dataset: str,
     image_folder: str | Path | None,
-    columns: tuple[str | None, str | None, str | None, str | None],
+    named: tuple[str | None, str | None, str | None, str | None],
     encoding: str | None,
     synthetic: tuple[int, int],
     held_out: bool,
@@ -136,20 +141,34 @@ def _read_dataset(
     if not folder.is_dir():
         raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
     if is_master_file(dataset):
-        found = Corpus(read_jsonl(dataset))
-    else:
-        exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
-        found = load_table(
-            dataset, *columns, image_folder=folder, cache_folder=exported, encoding=encoding, held_out=held_out
-        )
-        found.studies = link_priors(found.studies)
-    found.studies = with_splits(found.studies, held_out)
+        return Corpus(with_splits(read_master(dataset), held_out), image_folder=folder)
+    exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
+    found = load_table(
+        dataset, *named, image_folder=folder, cache_folder=exported, encoding=encoding, held_out=held_out
+    )
+    found.studies = with_splits(link_priors(found.studies), held_out)
     found.image_folder = found.image_folder or folder
     return found
 
 
-def with_splits(studies: Sequence[Study], held_out: bool = False) -> list[Study]:
+def read_master(path: str) -> Sequence[Study]:
+    """The studies of a master file: objects, or a table where it is large.
+
+    Raises:
+        ValueError: what `read_jsonl` refuses.
+    """
+    if Path(path).stat().st_size >= columns.ROWS_BELOW:
+        try:
+            return StudyTable.open(path)
+        except NotPlain:  # whoever reads it line by line says where and why, or can read it
+            logger.info("%s is read line by line", path)
+    return read_jsonl(path)
+
+
+def with_splits(studies: Sequence[Study], held_out: bool = False) -> Sequence[Study]:
     """A split for each study that has none: by a hash of the patient, or, where nothing is trained, `test`."""
+    if isinstance(studies, StudyTable):
+        return studies.with_splits(held_out)
     if held_out:
         return [study if study.split else replace(study, split="test") for study in studies]
     return assign_splits(studies)
@@ -169,12 +188,17 @@ def splits_of(
     Raises:
         ValueError: a patient in two splits, a limit below 1, an empty training split (or nothing held out).
     """
-    refuse_leakage(find_leakage(studies))
+    refuse_leakage(studies.leaks() if isinstance(studies, StudyTable) else find_leakage(studies))
     for option, limit in (("train_studies", train_studies), ("eval_studies", eval_studies)):
         if limit is not None and limit < 1:
             raise ValueError(f"--{option} {limit}: at least 1 study is needed; leave the option out to use all")
     limits = {"train": train_studies, "validate": eval_studies, "test": eval_studies}
-    by_split = {split: [s for s in studies if s.split == split][: limits[split]] for split in SPLITS}
+    by_split: dict[str, Sequence[Study]] = {
+        split: studies.in_split(split, limits[split])
+        if isinstance(studies, StudyTable)
+        else [s for s in studies if s.split == split][: limits[split]]
+        for split in SPLITS
+    }
     if held_out and not by_split["validate"] and not by_split["test"]:
         raise ValueError(
             f"{name}: all {len(by_split['train'])} studies are marked as training, so that there is nothing to score; "
@@ -207,23 +231,32 @@ def is_master_file(path: str) -> bool:
 
 def drop_broken(
     studies: Sequence[Study], folder: Path, rejected: list[Rejected], check: Check = check_images
-) -> list[Study]:
+) -> Sequence[Study]:
     """Studies without the images that cannot be read, and without the studies that have none left.
 
     Each such image is one entry of `rejected`.
     """
-    broken = check(folder, (image.path for study in studies for image in study.images))
+    is_table = isinstance(studies, StudyTable)
+    broken = check(folder, studies.image_paths() if is_table else (i.path for study in studies for i in study.images))
     if not broken:
-        return list(studies)
-    kept = []
-    for study in studies:
-        bad = {number for number, image in enumerate(study.images) if image.path in broken}
-        for number in sorted(bad):
-            path = study.images[number].path
+        return studies if is_table else list(studies)
+
+    def reject(study: Study, numbers: Iterable[int]) -> None:
+        for path in (study.images[number].path for number in sorted(numbers)):
             why = "image of one grey value" if broken[path].startswith(ONE_GREY) else "image cannot be read"
             rejected.append(Rejected(str(folder / path), None, study.study_id, why, broken[path]))
-        if len(bad) < len(study.images) or not bad:
-            kept.append(without_images(study, bad) if bad else study)
+
+    kept: list[Study] | StudyTable = []
+    if is_table:
+        kept, lost = studies.without_broken(broken)
+        for number, numbers in lost:
+            reject(studies.whole(number), numbers)
+    else:
+        for study in studies:
+            bad = {number for number, image in enumerate(study.images) if image.path in broken}
+            reject(study, bad)
+            if len(bad) < len(study.images) or not bad:
+                kept.append(without_images(study, bad) if bad else study)
     first, reason = next(iter(broken.items()))
     if not kept:
         hint = "" if (folder / first).exists() else "; --image_folder names the folder that image paths start in"
@@ -235,23 +268,33 @@ def drop_broken(
     return kept
 
 
-def _drop_unusable(studies: Sequence[Study], dataset: str, rejected: list[Rejected], sections: str) -> list[Study]:
-    kept = []
-    for study in studies:
-        if not study.images:
-            rejected.append(Rejected(dataset, None, study.study_id, "no image"))
-        elif not study.text() and not study.conversations:
-            rejected.append(Rejected(dataset, None, study.study_id, "empty text"))
-        elif not study.text(sections) and not study.conversations:
-            has = ", ".join(name for name in SECTIONS if getattr(study, name).strip())
-            rejected.append(Rejected(dataset, None, study.study_id, f"no {sections}", f"it has {has}"))
-        else:
-            kept.append(study)
+def _drop_unusable(studies: Sequence[Study], dataset: str, rejected: list[Rejected], sections: str) -> Sequence[Study]:
+    if isinstance(studies, StudyTable):
+        no_text = (studies.text_sources(ALL_TEXT) < 0) | (studies.text_sources(sections) < 0)
+        bad = np.flatnonzero((studies.image_counts() == 0) | (no_text & ~studies.has_conversation()))
+        reasons = [_why_unusable(studies[number], dataset, sections) for number in bad.tolist()]
+        kept: Sequence[Study] = studies.at(np.delete(studies.rows, bad)) if len(bad) else studies
+    else:
+        looked = [(study, _why_unusable(study, dataset, sections)) for study in studies]
+        reasons = [reason for _, reason in looked]
+        kept = [study for study, reason in looked if reason is None]
+    rejected += [reason for reason in reasons if reason is not None]
     if not kept:
         wanted = ", ".join(sorted({entry.detail for entry in rejected if entry.reason == f"no {sections}"}))
         hint = f"; --sections {sections} asks for what no study has: {wanted}" if wanted else ""
         raise ValueError(f"{dataset}: no study has both an image and a text; {_reasons(rejected)}{hint}")
     return kept
+
+
+def _why_unusable(study: Study, dataset: str, sections: str) -> Rejected | None:
+    if not study.images:
+        return Rejected(dataset, None, study.study_id, "no image")
+    if not study.text() and not study.conversations:
+        return Rejected(dataset, None, study.study_id, "empty text")
+    if not study.text(sections) and not study.conversations:
+        has = ", ".join(name for name in SECTIONS if getattr(study, name).strip())
+        return Rejected(dataset, None, study.study_id, f"no {sections}", f"it has {has}")
+    return None
 
 
 def _reasons(rejected: Sequence[Rejected]) -> str:

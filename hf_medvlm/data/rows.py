@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hf_medvlm.data.columns import StudyTable
 from hf_medvlm.data.study import Study, from_row, to_dataset
 
 
@@ -32,11 +33,13 @@ def as_rows(items: Iterable[Row | Study]) -> list[Row]:
 class StudyRows(Sequence):
     """The studies of one split as a map-style data set for a `DataLoader`, kept in Arrow and decoded on access.
 
+    Those of a large master file stay in it.
+
     `set_epoch` is called by accelerate's data loader at the start of each epoch.
     """
 
     def __init__(self, studies: Iterable[Study]) -> None:
-        self.table = to_dataset(studies)
+        self.table = studies if isinstance(studies, StudyTable) else to_dataset(studies)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:

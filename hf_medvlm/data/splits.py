@@ -6,6 +6,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from hf_medvlm.data.study import Study
 from hf_medvlm.labels import SPLITS
 
@@ -35,16 +37,30 @@ def assign_splits(
     split_of = {study.patient_id: study.split for study in studies if study.split is not None}
     free = {study.patient_id for study in studies} - set(split_of)
     ordered = sorted((patient_fraction(patient, seed), patient) for patient in free)
-    n_test = sum(fraction < test for fraction, _ in ordered)
-    n_validate = sum(fraction < test + validate for fraction, _ in ordered) - n_test
-    if fill and not split_of and len(ordered) < 3:
-        n_test = n_validate = 0
-    elif fill and not split_of:
-        n_test = max(n_test, int(test > 0))
-        n_validate = max(n_validate, int(validate > 0))
-        while n_test + n_validate >= len(ordered):  # a handful of patients: leave at least one to train on
-            n_test, n_validate = (n_test - 1, n_validate) if n_test > n_validate else (n_test, n_validate - 1)
-    train, held_out, tested = SPLITS
-    names = [tested] * n_test + [held_out] * n_validate + [train] * (len(ordered) - n_test - n_validate)
+    dealt = deal([fraction for fraction, _ in ordered], bool(split_of), validate, test, fill)
+    names = [name for name, count in dealt for _ in range(count)]
     split_of |= {patient: name for (_, patient), name in zip(ordered, names, strict=True)}
     return [study if study.split else replace(study, split=split_of[study.patient_id]) for study in studies]
+
+
+def deal(
+    fractions: Sequence[float] | np.ndarray, begun: bool, validate: float = 0.1, test: float = 0.1, fill: bool = True
+) -> list[tuple[str, int]]:
+    """(split, how many patients) in the order of their fractions.
+
+    Args:
+        fractions: of the patients without a split, sorted.
+        begun: other patients have a split already, so that none needs to be filled.
+    """
+    count = len(fractions)
+    n_test = int(np.searchsorted(fractions, test, side="left"))
+    n_validate = int(np.searchsorted(fractions, test + validate, side="left")) - n_test
+    if fill and not begun and count < 3:
+        n_test = n_validate = 0
+    elif fill and not begun:
+        n_test = max(n_test, int(test > 0))
+        n_validate = max(n_validate, int(validate > 0))
+        while n_test + n_validate >= count:  # a handful of patients: leave at least one to train on
+            n_test, n_validate = (n_test - 1, n_validate) if n_test > n_validate else (n_test, n_validate - 1)
+    train, held_out, tested = SPLITS
+    return [(tested, n_test), (held_out, n_validate), (train, count - n_test - n_validate)]

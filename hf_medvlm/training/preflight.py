@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from hf_medvlm.data.counting import count_patients, count_text_sources, find_shared
 from hf_medvlm.data.fields import section_alternatives
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
@@ -76,7 +76,7 @@ def _random_weights(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args
 
 def _data(checks: Checks, splits: Splits) -> None:
     sizes = ", ".join(f"{len(studies)} {split}" for split, studies in splits.studies.items())
-    patients = len({study.patient_id for studies in splits.studies.values() for study in studies})
+    patients = count_patients(splits.studies.values())
     checks.add(OK, "data", f"{splits.name}: {sizes} studies of {patients} patients, images in {splits.image_folder}")
     for note in splits.notes:
         checks.add(OK, "table", note)
@@ -101,10 +101,9 @@ def _option(args: SimpleNamespace, name: str) -> Any:
 
 def _sections(checks: Checks, splits: Splits, sections: str | None) -> None:
     """How many studies each alternative of `--sections` gives the text of; falling back is said, never silent."""
-    studies = [study for split in splits.studies.values() for study in split if not study.conversations]
-    if sections is None or not studies:
+    counts = count_text_sources(splits.studies.values(), sections) if sections is not None else None
+    if sections is None or not counts:
         return
-    counts = Counter(study.text_source(sections) for study in studies)
     alternatives = section_alternatives(sections)
     state = OK if len(counts) == 1 or not counts.keys() - {alternatives[0]} else WARNING
     given = "; ".join(f"{','.join(names)} of {counts[names]} studies" for names in alternatives if counts[names])
@@ -114,14 +113,7 @@ def _sections(checks: Checks, splits: Splits, sections: str | None) -> None:
 
 def _leakage(checks: Checks, splits: Splits) -> None:
     """Patients and images that stand in two splits."""
-    patients, images = defaultdict(set), defaultdict(set)
-    for split, studies in splits.studies.items():
-        for study in studies:
-            patients[study.patient_id].add(split)
-            for image in study.images:
-                images[image.path].add(split)
-    shared = [patient for patient, where in patients.items() if len(where) > 1]
-    twice = sum(len(where) > 1 for where in images.values())
+    shared, twice = find_shared(splits.studies)
     if shared:
         way_out = "split by patient, with --patient_column or with prepare_data.py"
         checks.add(STOP, "leakage", f"{len(shared)} patients stand in two splits, {shared[0]!r} first; {way_out}")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from hf_medvlm.data.counting import count_values
 from hf_medvlm.data.files import load_json
 from hf_medvlm.data.load import Splits
 from hf_medvlm.training.folders import RUN_FILE
@@ -19,23 +20,23 @@ def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> 
     Args:
         processor: where it was made here, `tokenizer_words` says what its tokenizer learnt of the reports.
     """
-    studies = [study for split in splits.studies.values() for study in split]
+    licences, sources = (count_values(splits.studies.values(), name) for name in ("licence", "source"))
     start = getattr(getattr(args, "model", None), "model_name_or_path", None)
     before = [_described(Path(part.strip())) for part in str(start or "").split(",") if part.strip()]
-    unstated = sum(not study.licence.strip() for study in studies)
+    unstated = sum(count for licence, count in licences.items() if not licence.strip())
     words = [earlier.get("tokenizer_words") for earlier in before]
     if start is None and getattr(processor, "tokenizer", None) is not None:
         words = [trained_words(splits.train)]
     return {
         "dataset": splits.name,
-        "licences": _together([study.licence for study in studies], (run.get("licences") for run in before)),
-        "sources": _together([study.source for study in studies], (run.get("sources") for run in before)),
+        "licences": _together(licences, (run.get("licences") for run in before)),
+        "sources": _together(sources, (run.get("sources") for run in before)),
         "studies_without_licence": unstated + sum(run.get("studies_without_licence") or 0 for run in before),
         "tokenizer_words": next(filter(None, words), None),
     }
 
 
-def _together(own: list[str], earlier: Iterable[list[str] | None]) -> list[str]:
+def _together(own: Iterable[str], earlier: Iterable[list[str] | None]) -> list[str]:
     return sorted({text for texts in (own, *earlier) for text in texts or () if text.strip()})
 
 

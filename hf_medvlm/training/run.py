@@ -20,6 +20,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_medvlm import __version__
+from hf_medvlm.data.counting import count_patients
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, load_json, write_json
 from hf_medvlm.data.load import Splits, load_splits
@@ -261,7 +262,6 @@ def describe_run(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) 
     """What `run.json` says: enough to run it again and to know what it ran on."""
     model = trainer.accelerator.unwrap_model(trainer.model)
     parameters = [(p.ds_numel if hasattr(p, "ds_numel") else p.numel(), p.requires_grad) for p in model.parameters()]
-    studies = [study for split in splits.studies.values() for study in split]
     return {
         "recipe": args.recipe,
         "command": args.command,
@@ -281,7 +281,7 @@ def describe_run(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) 
         "image_folder": str(splits.image_folder),
         "data_hash": data_hash(splits),
         "split_sizes": {split: len(found) for split, found in splits.studies.items()},
-        "patients": len({study.patient_id for study in studies}),
+        "patients": count_patients(splits.studies.values()),
         "rejected": splits.rejections(),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,

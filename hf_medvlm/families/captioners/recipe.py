@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from hf_medvlm.data.counting import Texts
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
@@ -118,7 +119,7 @@ def captioning_trainer(model: Any, processor: Any, splits: Splits, args: SimpleN
     evaluation = TextEvaluation(
         collator(training=False),
         processor.tokenizer,
-        [study.text(sections) for study in splits.train],
+        Texts(splits.train, lambda study: study.text(sections)),
         objective,
         max_new_tokens=options.max_length,
         num_beams=options.num_beams,

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_medvlm.data.conversations import answer_of, turns_of
+from hf_medvlm.data.counting import Texts
 from hf_medvlm.data.files import load_json, write_json
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
@@ -145,7 +146,7 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
     evaluation = MessageEvaluation(
         collator(training=False),
         processor.tokenizer,
-        [answer_of(study) for study in splits.train],
+        Texts(splits.train, answer_of),
         objective,
         max_new_tokens=args.model.max_new_tokens,
         num_beams=args.model.num_beams,

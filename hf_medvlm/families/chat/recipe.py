@@ -24,6 +24,7 @@ from hf_medvlm.data.conversations import (
     turns_of,
     with_conversations,
 )
+from hf_medvlm.data.counting import Texts
 from hf_medvlm.data.load import Check, Splits, drop_broken, load_splits, splits_of
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.base import Rejected
@@ -235,7 +236,7 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
     evaluation = ChatEvaluation(
         collator(training=False),
         processor.tokenizer,
-        [answer_of(study) for study in splits.train],
+        Texts(splits.train, answer_of),
         objective,
         max_new_tokens=args.model.max_new_tokens,
         num_beams=args.model.num_beams,
