@@ -91,8 +91,8 @@ def _mapped(store: Path) -> pa.Table | None:
 def _build(path: Path, store: Path, key: bytes) -> pa.Table:
     from tqdm import tqdm
 
-    with open(path, "rb") as handle:
-        if handle.read(3)[:2] in (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb"):
+    with open(path, "rb") as raw:
+        if raw.read(3)[:2] in (b"\xff\xfe", b"\xfe\xff", b"\xef\xbb"):
             raise NotPlain("a byte order mark")
     parts = list(_parts(path))
     schema = COLUMNS.with_metadata({"of": key})

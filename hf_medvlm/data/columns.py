@@ -96,8 +96,9 @@ class StudyTable(Sequence[Study]):
         return os.pread(self._file[1], length, begin)
 
     def __del__(self) -> None:
-        if getattr(self, "_file", None) and self._file[0] == os.getpid():
-            os.close(self._file[1])
+        file: tuple[int, int] | None = getattr(self, "_file", None)
+        if file is not None and file[0] == os.getpid():
+            os.close(file[1])
 
     def at(self, rows: np.ndarray) -> StudyTable:
         """The studies with these numbers."""

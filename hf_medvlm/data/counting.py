@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -78,7 +79,8 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self.studies)
 
-    def __getitem__(self, index):  # type: ignore[no-untyped-def]  # a text, or a list of them for a slice
+    def __getitem__(self, index: Any) -> Any:
+        """A text, or a list of them for a slice."""
         if self._texts is None:
             self._texts = [self.text_of(study) for study in self.studies]
         return self._texts[index]

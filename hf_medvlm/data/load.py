@@ -106,7 +106,7 @@ def load_splits(
     """
     section_alternatives(sections)  # a name that is none stops here, before any pixel is read
     with turn or nullcontext():
-        found = _read_dataset(
+        studies, found = _read_dataset(
             dataset,
             image_folder,
             (image_column, text_columns, patient_column, split_column),
@@ -114,7 +114,7 @@ def load_splits(
             (synthetic_studies, synthetic_size),
             held_out,
         )
-    studies, rejected = found.studies, found.rejected
+    rejected = found.rejected
     folder = found.image_folder or data_folder(dataset)
     if verify_images:
         studies = drop_broken(studies, folder, rejected, check)
@@ -131,24 +131,23 @@ def _read_dataset(
     encoding: str | None,
     synthetic: tuple[int, int],
     held_out: bool,
-) -> Corpus:
-    """The studies of `--dataset`, each with a split, and their image folder."""
+) -> tuple[Sequence[Study], Corpus]:
+    """The studies of `--dataset`, each with a split; and their image folder, and what else was found."""
     if dataset == "synthetic":
         count, size = synthetic
         folder = cache_folder() / f"synthetic-v{GENERATOR}-{count}-{size}"
-        return Corpus(make_studies(folder, count=count, size=size), image_folder=folder)
+        return make_studies(folder, count=count, size=size), Corpus(image_folder=folder)
     folder = Path(image_folder) if image_folder else data_folder(dataset)
     if not folder.is_dir():
         raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
     if is_master_file(dataset):
-        return Corpus(with_splits(read_master(dataset), held_out), image_folder=folder)
+        return with_splits(read_master(dataset), held_out), Corpus(image_folder=folder)
     exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
     found = load_table(
         dataset, *named, image_folder=folder, cache_folder=exported, encoding=encoding, held_out=held_out
     )
-    found.studies = with_splits(link_priors(found.studies), held_out)
     found.image_folder = found.image_folder or folder
-    return found
+    return with_splits(link_priors(found.studies), held_out), found
 
 
 def read_master(path: str) -> Sequence[Study]:
@@ -236,27 +235,29 @@ def drop_broken(
 
     Each such image is one entry of `rejected`.
     """
-    is_table = isinstance(studies, StudyTable)
-    broken = check(folder, studies.image_paths() if is_table else (i.path for study in studies for i in study.images))
+    table = studies if isinstance(studies, StudyTable) else None
+    paths = (image.path for study in studies for image in study.images)
+    broken = check(folder, paths if table is None else table.image_paths())
     if not broken:
-        return studies if is_table else list(studies)
+        return studies
 
     def reject(study: Study, numbers: Iterable[int]) -> None:
         for path in (study.images[number].path for number in sorted(numbers)):
             why = "image of one grey value" if broken[path].startswith(ONE_GREY) else "image cannot be read"
             rejected.append(Rejected(str(folder / path), None, study.study_id, why, broken[path]))
 
-    kept: list[Study] | StudyTable = []
-    if is_table:
-        kept, lost = studies.without_broken(broken)
+    kept: Sequence[Study]
+    if table is not None:
+        kept, lost = table.without_broken(broken)
         for number, numbers in lost:
-            reject(studies.whole(number), numbers)
+            reject(table.whole(number), numbers)
     else:
+        kept = whole = []
         for study in studies:
             bad = {number for number, image in enumerate(study.images) if image.path in broken}
             reject(study, bad)
             if len(bad) < len(study.images) or not bad:
-                kept.append(without_images(study, bad) if bad else study)
+                whole.append(without_images(study, bad) if bad else study)
     first, reason = next(iter(broken.items()))
     if not kept:
         hint = "" if (folder / first).exists() else "; --image_folder names the folder that image paths start in"
