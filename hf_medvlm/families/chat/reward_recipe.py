@@ -21,6 +21,7 @@ from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import Row, StudyRows
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation, without_nan
+from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
 from hf_medvlm.families.chat.message_recipe import MessageTrainer, message_trainer
 from hf_medvlm.families.chat.pairs import (
     Pair,
@@ -54,6 +55,9 @@ class ChatRewardTrainer(RewardScores, MessageTrainer):
         options: what is learnt from, and how. start: the folder of the model that training starts from.
         Everything else as `RewardScores` and `MessageTrainer`.
     """
+
+    evaluation: MessageEvaluation
+    stepping: Any  # TRL's trainer, once there is one
 
     def __init__(self, *args: Any, options: RewardChatArguments, start: str, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -235,7 +239,7 @@ def _stepping(
 ) -> Any:
     """TRL's trainer `kind`, with checkpoints and evaluation as `trainer` has them."""
 
-    class Stepping(Resumable, kind):  # type: ignore[misc, valid-type]
+    class Stepping(Resumable, kind):
         """TRL's, whose checkpoints can be resumed from, and which evaluates as the other recipes do."""
 
         def evaluate(
@@ -278,6 +282,7 @@ def reward_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args: 
     options: RewardChatArguments = args.model
     plain = message_trainer(model, processor, splits, args)
     evaluation = plain.evaluation
+    assert isinstance(evaluation, MessageEvaluation)
     reports = list(evaluation.train_reports)
     start, resumed = options.model_name_or_path, args.training.resume_from_checkpoint
     if start is None:
