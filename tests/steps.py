@@ -8,6 +8,7 @@ writes OUT/FAMILY (the model after the step) and OUT/FAMILY.json (the logged los
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,7 @@ def main() -> None:
     splits = load_splits(synthetic_studies=60, synthetic_size=64)
     # All before the first TrainingArguments: those of one family would shard the next one while it is made.
     families = {name: build(name, splits) for name in options.families}
+    gc.freeze()  # the Trainer starts each training with a whole garbage collection
     for name, family in families.items():
         folder = options.out / name
         trainer = make_trainer(

@@ -173,6 +173,22 @@ def test_bf16_and_gradient_checkpointing(name, family, splits, tmp_path):
 
 
 @pytest.fixture(scope="module")
+def alone(_built: dict[str, Family], splits, tmp_path_factory):
+    """name -> losses, weights and metrics after the step in one process; each family takes it once for all modes."""
+    done: dict[str, tuple[list[float], dict[str, torch.Tensor], dict]] = {}
+
+    def step(name: str) -> tuple[list[float], dict[str, torch.Tensor], dict]:
+        if name not in done:
+            trainer = make_trainer(copy.deepcopy(_built[name]), splits, tmp_path_factory.mktemp(name))
+            trainer.train()
+            metrics = trainer.scores(trainer.eval_dataset).to_dict()["metrics"]
+            done[name] = logged_losses(trainer), weights(trainer.model), metrics
+        return done[name]
+
+    return step
+
+
+@pytest.fixture(scope="module")
 def launched(cache: Path, root: Path, tmp_path_factory):
     """Runs tests/steps.py in two real processes, once a mode, for all families together."""
     done: dict[str, tuple[Path, subprocess.CompletedProcess]] = {}
@@ -195,19 +211,15 @@ def launched(cache: Path, root: Path, tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
-def test_two_processes_take_the_same_step_and_count_each_study_once(
-    name, mode, family, splits, studies, launched, tmp_path
-):
-    before = weights(family.model)
-    alone = make_trainer(family, splits, tmp_path)
-    alone.train()
+def test_two_processes_take_the_same_step_and_count_each_study_once(name, mode, _built, alone, launched):
+    before = weights(_built[name].model)
+    losses, ended, wanted = alone(name)
     out = launched(mode)
     found = json.loads((out / f"{name}.json").read_text())
-    assert found["losses"] == pytest.approx(logged_losses(alone), rel=1e-4)
+    assert found["losses"] == pytest.approx(losses, rel=1e-4)
     files = sorted(path.name for path in (out / name).glob("*.safetensors"))
     assert files == ["model.safetensors"]
-    assert_same_step(load_file(out / name / "model.safetensors"), weights(alone.model), before)
-    wanted = alone.scores(alone.eval_dataset).to_dict()["metrics"]
+    assert_same_step(load_file(out / name / "model.safetensors"), ended, before)
     assert found["n"] == 7
     for metric, value in wanted.items():
         if value is None or math.isnan(value):

@@ -12,6 +12,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from hf_medvlm.training.run import leave_processes
+
 RECIPE = Path(__file__).parents[3] / "recipes" / "llava_mimic.py"
 
 if __name__ == "__main__":
@@ -19,3 +21,4 @@ if __name__ == "__main__":
     # launchers may put options of their own in front
     for words in json.loads(Path(sys.argv[-1]).read_text()):
         main(words)
+    leave_processes()

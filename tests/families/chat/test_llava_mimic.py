@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import runpy
@@ -10,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -82,7 +84,7 @@ def deepspeed(*words: str, cwd: Path, port: int | None = None) -> subprocess.Pop
 
 def finished(process: subprocess.Popen) -> str:
     try:
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=500)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -117,41 +119,6 @@ def alone(data, recipe, tmp_path_factory) -> Path:
     return out
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3", "zero3_offload"])
-def test_every_launcher_gives_the_same_losses(mode, data, root, alone, tmp_path):
-    more = [] if mode == "ddp" else ["--deepspeed", str(root / "ds_configs" / f"{mode}.json")]
-    (tmp_path / "runs.json").write_text(json.dumps(variants(data, tmp_path, 4, *more)))
-    finished(
-        deepspeed(str(root / "tests" / "families" / "chat" / "chat_runs.py"), str(tmp_path / "runs.json"), cwd=tmp_path)
-    )
-    for name in ("full", "lora"):
-        wanted = losses(alone / name)
-        assert len(wanted) == 4 and losses(tmp_path / name) == pytest.approx(wanted, rel=1e-3)
-        assert [path.name for path in (tmp_path / name).glob("*.safetensors")] == ["model.safetensors"]
-        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (tmp_path, alone))
-        assert set(ours) == set(theirs)
-        scores = [json.loads((folder / name / "test_results.json").read_text()) for folder in (tmp_path, alone)]
-        assert scores[0]["n"] == scores[1]["n"] == 3
-        assert scores[0]["metrics"]["loss"] == pytest.approx(scores[1]["metrics"]["loss"], rel=1e-3)
-        assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / name)) is LlavaForConditionalGeneration
-
-
-@pytest.mark.slow
-def test_what_an_earlier_run_left_in_shared_memory_is_not_waited_for_and_nothing_is_left(data, root, tmp_path):
-    """DeepSpeed names its buffers after the port and leaves them; who opens them too early waits for ever."""
-    port = free_port()
-    paths = [f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_{rank}" for rank in range(2)]
-    words = ["--data_path", str(data / "chat.json"), *SMALL, *QUIET, "--dry_run", "True", "--output_dir", "out"]
-    words += ["--deepspeed", str(root / "ds_configs" / "zero2.json")]
-    with open(paths[0], "wb") as first, open(paths[1], "wb") as second:
-        recipe = str(root / "recipes" / "llava_mimic.py")
-        output = finished(deepspeed(recipe, *words, cwd=tmp_path, port=port))
-        assert "ZeRO stage 2" in output
-        assert [os.fstat(file.fileno()).st_nlink for file in (first, second)] == [0, 0]
-    assert not any(Path(path).exists() for path in paths)
-
-
 def tiny_checkpoint(folder: Path) -> Path:
     """A model to start from, as the 7B would be."""
     tokenizer = train_chat_tokenizer([sample(n, "train")["conversations"][1]["value"] for n in range(12)])
@@ -159,6 +126,91 @@ def tiny_checkpoint(folder: Path) -> Path:
     tiny_reporter(tokenizer, image_size=16, patch_size=8).save_pretrained(folder)
     make_processor(tokenizer, 16, 8).save_pretrained(folder)
     return folder
+
+
+def qlora(data: Path, out: Path, more: list[str]) -> list[list[str]]:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        return []
+    words = ["--model_name_or_path", str(tiny_checkpoint(out / "base")), "--data_path", str(data / "chat.json")]
+    words += [*SMALL, *QUIET, "--trains", "projector+lora", "--bits", "4", "--lora_r", "4", "--bf16", "True"]
+    words += ["--max_steps", "2", "--gradient_checkpointing", "True", "--output_dir", str(out / "qlora")]
+    return [[*words, "--per_device_train_batch_size", "4", *more]]
+
+
+# The file of the study that this recipe follows, as given.
+STUDY = """{"bf16": {"enabled": true}, "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu",
+    "pin_memory": true}, "offload_param": {"device": "cpu", "pin_memory": true}, "overlap_comm": true,
+    "contiguous_gradients": true, "reduce_bucket_size": 5e7, "stage3_gather_16bit_weights_on_model_save": true},
+    "gradient_clipping": 1.0, "train_batch_size": 32, "train_micro_batch_size_per_gpu": 8}"""
+
+
+def study(data: Path, out: Path, more: list[str]) -> list[list[str]]:
+    (out / "study.json").write_text(STUDY)
+    words = ["--deepspeed", str(out / "study.json"), "--bf16", "True", *SMALL, *QUIET, "--max_grad_norm", "1.0"]
+    words += ["--data_path", str(data / "chat.json"), "--per_device_train_batch_size", "8", "--max_steps", "2"]
+    return [[*words, "--gradient_accumulation_steps", "2", "--output_dir", str(out / "study")]]
+
+
+OTHERS = {"zero2": qlora, "zero3_offload": study}
+"""mode -> what runs in its launch beside the two variants."""
+
+
+@dataclass
+class Launch:
+    """What one launch of two processes left."""
+
+    folder: Path
+    output: str
+    links: list[int]  # how many names the shared-memory files of an earlier run still have
+    left_in_memory: bool
+
+
+@pytest.fixture(scope="module")
+def launched(data, root, tmp_path_factory):
+    """mode -> its launch. One launch a mode runs all that is asked of the mode: a start of two processes is dear."""
+    done: dict[str, Launch] = {}
+
+    def launch(mode: str) -> Launch:
+        if mode not in done:
+            folder, port = tmp_path_factory.mktemp(mode), free_port()
+            more = [] if mode == "ddp" else ["--deepspeed", str(root / "ds_configs" / f"{mode}.json")]
+            runs = [*variants(data, folder, 4, *more), *OTHERS.get(mode, lambda *_: [])(data, folder, more)]
+            (folder / "runs.json").write_text(json.dumps(runs))
+            script = str(root / "tests" / "families" / "chat" / "chat_runs.py")
+            # DeepSpeed names its buffers after the port and leaves them; who opens them too early waits for ever
+            paths = [Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_{n}") for n in range(2)]
+            with open(paths[0], "wb") as first, open(paths[1], "wb") as second:
+                output = finished(deepspeed(script, str(folder / "runs.json"), cwd=folder, port=port))
+                links = [os.fstat(file.fileno()).st_nlink for file in (first, second)]
+            done[mode] = Launch(folder, output, links, any(path.exists() for path in paths))
+            for path in paths:
+                path.unlink(missing_ok=True)
+        return done[mode]
+
+    return launch
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3", "zero3_offload"])
+def test_every_launcher_gives_the_same_losses(mode, alone, launched):
+    out = launched(mode).folder
+    for name in ("full", "lora"):
+        wanted = losses(alone / name)
+        assert len(wanted) == 4 and losses(out / name) == pytest.approx(wanted, rel=1e-3)
+        assert [path.name for path in (out / name).glob("*.safetensors")] == ["model.safetensors"]
+        ours, theirs = (load_file(folder / name / "model.safetensors") for folder in (out, alone))
+        assert set(ours) == set(theirs)
+        scores = [json.loads((folder / name / "test_results.json").read_text()) for folder in (out, alone)]
+        assert scores[0]["n"] == scores[1]["n"] == 3
+        assert scores[0]["metrics"]["loss"] == pytest.approx(scores[1]["metrics"]["loss"], rel=1e-3)
+        assert type(AutoModelForImageTextToText.from_pretrained(out / name)) is LlavaForConditionalGeneration
+
+
+@pytest.mark.slow
+def test_what_an_earlier_run_left_in_shared_memory_is_not_waited_for_and_nothing_is_left(launched):
+    launch = launched("zero2")
+    assert "ZeRO stage 2" in launch.output
+    assert launch.links == [0, 0] and not launch.left_in_memory
 
 
 @pytest.mark.slow
@@ -175,7 +227,7 @@ def test_llavas_command_line_word_for_word_killed_and_resumed(data, root, tmp_pa
     wanted = losses(tmp_path / "whole")
     assert len(wanted) == 8
     killed = deepspeed(*words, "--output_dir", "cut", cwd=tmp_path)
-    deadline = time.time() + 240
+    deadline = time.time() + 400
     while not (tmp_path / "cut" / "checkpoint-4" / "trainer_state.json").exists() and time.time() < deadline:
         assert killed.poll() is None, killed.communicate()[0][-3000:]
         time.sleep(0.2)
@@ -241,18 +293,15 @@ def test_bad_options_stop_the_run(options, message, recipe, tmp_path, monkeypatc
 
 
 @pytest.mark.slow
-def test_qlora_under_zero2_writes_a_plain_model(data, root, tmp_path):
+def test_qlora_under_zero2_writes_a_plain_model(launched):
     pytest.importorskip("bitsandbytes")
-    words = ["--model_name_or_path", str(tiny_checkpoint(tmp_path / "model")), "--data_path", str(data / "chat.json")]
-    words += [*SMALL, *QUIET, "--trains", "projector+lora", "--bits", "4", "--lora_r", "4", "--bf16", "True"]
-    words += ["--max_steps", "2", "--gradient_checkpointing", "True", "--output_dir", str(tmp_path / "out")]
-    words += ["--per_device_train_batch_size", "4", "--deepspeed", str(root / "ds_configs" / "zero2.json")]
-    finished(deepspeed(str(root / "recipes" / "llava_mimic.py"), *words, cwd=tmp_path))
-    assert len(losses(tmp_path / "out")) == 2 and (tmp_path / "out" / "adapter" / "adapter_config.json").exists()
-    written = load_file(tmp_path / "out" / "model.safetensors")
-    assert set(written) == set(load_file(tmp_path / "model" / "model.safetensors"))
+    folder = launched("zero2").folder
+    out = folder / "qlora"
+    assert len(losses(out)) == 2 and (out / "adapter" / "adapter_config.json").exists()
+    written = load_file(out / "model.safetensors")
+    assert set(written) == set(load_file(folder / "base" / "model.safetensors"))
     assert all(value.is_floating_point() and value.isfinite().all() for value in written.values())
-    assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "out")) is LlavaForConditionalGeneration
+    assert type(AutoModelForImageTextToText.from_pretrained(out)) is LlavaForConditionalGeneration
 
 
 def test_qlora_under_zero3_is_refused(data, recipe, tmp_path, monkeypatch):
@@ -263,19 +312,8 @@ def test_qlora_under_zero3_is_refused(data, recipe, tmp_path, monkeypatch):
         recipe(*words, "--output_dir", tmp_path / "out")
 
 
-# The file of the study that this recipe follows, as given.
-STUDY = """{"bf16": {"enabled": true}, "zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu",
-    "pin_memory": true}, "offload_param": {"device": "cpu", "pin_memory": true}, "overlap_comm": true,
-    "contiguous_gradients": true, "reduce_bucket_size": 5e7, "stage3_gather_16bit_weights_on_model_save": true},
-    "gradient_clipping": 1.0, "train_batch_size": 32, "train_micro_batch_size_per_gpu": 8}"""
-
-
 @pytest.mark.slow
-def test_the_studys_own_offload_file_runs_as_given(data, root, tmp_path):
-    (tmp_path / "study.json").write_text(STUDY)
-    words = [str(root / "recipes" / "llava_mimic.py"), "--deepspeed", "study.json", "--bf16", "True", *SMALL, *QUIET]
-    words += ["--data_path", str(data / "chat.json"), "--per_device_train_batch_size", "8", "--max_steps", "2"]
-    words += ["--gradient_accumulation_steps", "2", "--max_grad_norm", "1.0", "--output_dir", "out"]
-    finished(deepspeed(*words, cwd=tmp_path))
-    assert len(losses(tmp_path / "out")) == 2
-    assert all(value.isfinite().all() for value in load_file(tmp_path / "out" / "model.safetensors").values())
+def test_the_studys_own_offload_file_runs_as_given(launched):
+    out = launched("zero3_offload").folder / "study"
+    assert len(losses(out)) == 2
+    assert all(value.isfinite().all() for value in load_file(out / "model.safetensors").values())
