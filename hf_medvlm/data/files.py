@@ -284,7 +284,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected 'name: value' lines, found a {type(content).__name__}")
     names: set[str] = set()
-    for key, _ in document.value:
+    for key, _ in document.value if document else ():
         if key.value in names:
             raise ValueError(f"{path}:{key.start_mark.line + 1}: {key.value!r} stands twice; leave one of them")
         names.add(key.value)

@@ -134,7 +134,11 @@ def roc_curve(scores: np.ndarray, labels: np.ndarray) -> dict[str, list[float] |
 
 
 def finding_scores(
-    scores: np.ndarray, labels: np.ndarray, findings: Sequence[str], *, thresholds: float | Sequence[float] = 0.5
+    scores: np.ndarray,
+    labels: np.ndarray,
+    findings: Sequence[str],
+    *,
+    thresholds: float | Sequence[float] | np.ndarray = 0.5,
 ) -> dict[str, float]:
     """Every measure of every finding, `auc/<finding>` and so on, and the mean of each, `mean_auc` and so on.
 

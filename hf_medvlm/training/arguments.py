@@ -306,7 +306,7 @@ def _typed(path: str, options: Mapping[str, Any], parser: HfArgumentParser) -> d
     Raises:
         SystemExit: a value that is none of the option's type; the message names file and option.
     """
-    typed = {}
+    typed: dict[str, Any] = {}
     actions = {action.dest: action for action in parser._actions}
     for name, value in options.items():
         action = actions[name]

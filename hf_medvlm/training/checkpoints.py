@@ -129,7 +129,7 @@ def checkpoint_to_resume(training: TrainingArguments) -> str | None:
     if not asked or str(asked).lower() == "false":
         return None
     if str(asked).lower() == "true":
-        found, folder = None, Path(training.output_dir)
+        found, folder = None, Path(str(training.output_dir))
         passed = []
         for path in all_checkpoints(folder):
             reason = what_is_wrong(path)

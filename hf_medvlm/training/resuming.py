@@ -140,7 +140,8 @@ class Resumable(Trainer):
                 state.best_metric = state.best_global_step = None
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, EarlyStoppingCallback):
-                kept = state.stateful_callbacks.get(type(callback).__name__, {})
+                callbacks: Any = state.stateful_callbacks or {}
+                kept = callbacks.get(type(callback).__name__, {})
                 kept = kept[0] if isinstance(kept, list) else kept
                 callback.early_stopping_patience_counter = kept.get("attributes", {}).get(
                     "early_stopping_patience_counter", 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -86,8 +86,8 @@ class PriorCollator(PairCollator):
     progression_findings: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
 
-    def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
-        rows = as_rows(rows)
+    def __call__(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
+        rows = as_rows(items)
         batch = super().__call__(rows)
         if self.progression_findings:
             labels = [progression_labels(row.study, self.progression_findings) for row in rows]

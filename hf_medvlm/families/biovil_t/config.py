@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import PreTrainedConfig, ResNetConfig
 
 from hf_medvlm.families.biovil_t.cxr_bert import CXRBertConfig
@@ -32,8 +34,8 @@ class BioViLTConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": ResNetConfig, "text_config": CXRBertConfig}
     keys_to_ignore_at_inference = ["representations", "loss_terms"]
 
-    backbone_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None  # a config or its dictionary; a config once built
+    text_config: Any = None  # a config or its dictionary; a config once built
     temporal: bool = True
     norm: str = "batch"
     pooler_dim: int = 256

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.rows import Row, as_rows
@@ -109,9 +109,10 @@ class BioViLTEvaluation(RetrievalEvaluation):
         study = row.study
         if not located_phrases(study) and row.index >= SHOWN_STUDIES:
             return 0, 0
+        assert study.frontal is not None, study.study_id
         return open_radiograph(f"{self.collator.image_folder}/{study.frontal.path}").size
 
-    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What retrieval needs, and of each study: `progression` and `progression_without_prior` (B, F, 3), `findings`
         (B, C) logits, `similarity` (B, most phrases, h, w) with NaN for phrases that are not there, `size` (B, 2).
         """
@@ -137,7 +138,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
             "finding_maps": self._finding_maps(alone.patch_embeds),
         }
 
-    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict_images(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`image_embeds` (B, D), `zero_shot` (B, C) of a model with a text side, `progression` and `findings` of its
         classifiers, and `has_previous` (B,).
         """
@@ -146,7 +147,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
         scale = model.scale if model.config.text_config is not None else None
         return self._of_the_image(model, output, scale) | {"has_previous": batch["has_previous"]}
 
-    def _of_the_image(self, model: nn.Module, output: Any, scale: Tensor | None) -> dict[str, Tensor]:
+    def _of_the_image(self, model: Any, output: Any, scale: Tensor | None) -> dict[str, Tensor]:
         """What `output` says of each image, whatever its report says; zero-shot where there is a `scale`."""
         logits = {"progression": output.progression_logits, "findings": output.finding_logits}
         found = {name: value for name, value in logits.items() if value is not None}
@@ -175,11 +176,12 @@ class BioViLTEvaluation(RetrievalEvaluation):
     def _finding_maps(self, patch_embeds: Tensor) -> Tensor:
         """Smoothed cosine maps of the sentences for each finding, (B, C, h, w)."""
         sigma = SIGMA * min(1, patch_embeds.shape[-2] / SIGMA_GRID)
+        assert self._prompts is not None, "predict embeds the prompts"
         wanted = self._prompts[:, 0].to(patch_embeds)
         maps = [[similarity_map(grid.permute(1, 2, 0), text, sigma) for text in wanted] for grid in patch_embeds]
         return torch.stack([torch.stack(own) for own in maps])
 
-    def _similarities(self, model: nn.Module, patch_embeds: Tensor, batch: dict[str, Any]) -> Tensor:
+    def _similarities(self, model: Any, patch_embeds: Tensor, batch: dict[str, Any]) -> Tensor:
         """Smoothed cosine maps of each study's phrases, (B, most phrases of a study, h, w), NaN where there is none."""
         counts, (height, width) = batch["phrase_counts"], patch_embeds.shape[-2:]
         maps = torch.full((len(counts), max(counts), height, width), float("nan"))
@@ -213,6 +215,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
 
     def _score_sentences(self, scores: Scores) -> None:
         same = np.array(self._pairs[1])
+        assert self._similar is not None, "predict compares the sentences"
         found = sentence_pair_scores(self._similar.numpy(), same)
         self._similar = None  # the next evaluation has other weights
         scores.baselines["all_contradict"] = {"nli_accuracy": float(1 - same.mean()), "nli_auc": 0.5}
@@ -250,8 +253,8 @@ class BioViLTEvaluation(RetrievalEvaluation):
             else:
                 scores.add(found, facts.CHANGE, PROGRESSION_PROTOCOL)
         right = np.where(known, guesses[""] == labels, np.nan)
-        per_label = [(value, study.patient_id) for row, study in zip(right, studies, strict=True) for value in row]
-        scores.intervals["progression_accuracy"] = bootstrap_interval(*zip(*per_label, strict=True))
+        patients = [study.patient_id for row, study in zip(right, studies, strict=True) for _ in row]
+        scores.intervals["progression_accuracy"] = bootstrap_interval(right.ravel(), patients)
         count = {"progression_n": int(known.sum())}
         scores.add(count, facts.CHANGE, PROGRESSION_PROTOCOL, better=facts.NEITHER, unit="labels")
         cells = np.zeros((len(PROGRESSIONS), len(PROGRESSIONS)), dtype=int)

@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -144,8 +145,9 @@ def _forward(
     options: FeatureOptions,
 ) -> Iterator[dict[str, Tensor]]:
     """Features of each batch, in order, on the CPU."""
-    loader = DataLoader(
-        StudyRows(studies),
+    rows: Any = StudyRows(studies)
+    loader: DataLoader[Any] = DataLoader(
+        rows,
         batch_sampler=batches,
         collate_fn=collator,
         num_workers=options.workers,
@@ -163,7 +165,7 @@ def features_of(model: BioViLTModel, batch: dict[str, Tensor], options: FeatureO
     found = {}
     if "image" in options.kinds or "patch" in options.kinds:
         previous = [batch[name] for name in ("previous_pixel_values", "has_previous")] if model.config.temporal else []
-        features = model.get_image_features(batch["pixel_values"], *previous)
+        features: Any = model.get_image_features(batch["pixel_values"], *previous)
         if "image" in options.kinds:
             found["img_embedding"] = features.img_embedding
             found["projected_global_embedding"] = features.projected_global_embedding
@@ -183,7 +185,7 @@ def _settings(
         weights.update(name.encode() + tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     for study in studies:
         prior = collator.priors.get(study.study_id)
-        images = [s.frontal.path for s in (study, prior) if s is not None]
+        images = [s.frontal.path for s in (study, prior) if s is not None and s.frontal is not None]
         data.update(json.dumps([study.study_id, images, collator.text(study)]).encode())
     processor = collator.processor.image_processor.to_dict()
     vocabulary = json.dumps(collator.processor.tokenizer.get_vocab(), sort_keys=True)

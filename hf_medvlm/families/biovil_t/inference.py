@@ -33,7 +33,8 @@ def takes(folder: Path, model_type: str | None) -> bool:
 def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
     """The BioViL-T in `folder`, its own or the published one with CXR-BERT beside it."""
     if is_published(folder):
-        model = BioViLTModel.from_published(folder).to(dtype)
+        model: Any = BioViLTModel.from_published(folder)
+        model.to(dtype)
         images = BioViLTImageProcessor(crop_size=448 if model.config.temporal else 480)
         if model.config.text_config is None:
             raise ValueError(f"{folder} holds the image side alone; put CXR-BERT beside it and give the folder")
@@ -48,7 +49,7 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
         progression_findings=tuple(model.config.progression_findings),
         findings=tuple(model.config.findings),
     )
-    wanted = {"findings": tuple(settings["findings"])} if "findings" in settings else {}
+    wanted: dict[str, Any] = {"findings": tuple(settings["findings"])} if "findings" in settings else {}
     return BioViLTPredictor(model, BioViLTEvaluation(collator, model, **wanted), folder)
 
 

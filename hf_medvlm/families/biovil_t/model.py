@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
     part_modules = {"vision": ("backbone",), "language": ("text_model",)}
     # the classifier of a new task begins at random
     _keys_to_ignore_on_load_missing = [r"^progression_head\.", r"^findings_head\."]
+
+    fc_weight: Tensor
+    fc_bias: Tensor
 
     def __init__(self, config: BioViLTConfig) -> None:
         super().__init__(config)
@@ -180,7 +184,8 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
                 check_contrast(rows["pair_ids"])
         if len(rows.get("pair_ids", ())) > 1:
             terms = self.loss_terms_of(rows)
-            output.loss, output.loss_terms = sum(terms.values()), {name: term.detach() for name, term in terms.items()}
+            output.loss = reduce(torch.add, terms.values())
+            output.loss_terms = {name: term.detach() for name, term in terms.items()}
         elif pair_ids is not None:  # evaluation's last batch may hold one pair, which has no other to be told from
             output.loss = rows["image_embeds"].new_zeros(())
         return output
@@ -194,7 +199,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
         attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """All that the loss is a function of: one row a study, independent of the others, and the learnt scale, ()."""
-        features = self.get_image_features(pixel_values, previous_pixel_values, has_previous)
+        features: Any = self.get_image_features(pixel_values, previous_pixel_values, has_previous)
         rows = {
             "image_embeds": normalize(features.projected_global_embedding.float(), dim=-1),
             "patch_embeds": normalize(features.projected_patch_embeddings.float(), dim=1),
@@ -230,7 +235,8 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
             patches = rows["patch_embeds"].flatten(2).mT  # (B, P, D)
             if config.local_weight:
                 words = rows["token_mask"].sum(1) - 1  # all but [SEP], as GLoRIA counts
-                terms["local"] = config.local_weight * sum(gloria_local(patches, rows["token_embeds"], words)) / 2
+                image_to_text, text_to_image = gloria_local(patches, rows["token_embeds"], words)
+                terms["local"] = config.local_weight * (image_to_text + text_to_image) / 2
             if config.evidence_weight:
                 targets = duplicate_targets(rows["pair_ids"])
                 told = patch_evidence(patches, rows["text_embeds"], rows["logit_scale"], targets=targets)
@@ -268,7 +274,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
             ValueError: a previous image for a BioViL, or images or a mask of different sizes.
         """
         rows = self._rows_with_previous(pixel_values, previous_pixel_values, has_previous)
-        if rows is None or len(rows) == 0:
+        if rows is None or len(rows) == 0 or previous_pixel_values is None:
             patches, previous = self._backbone(pixel_values), None
         else:
             patches, previous = self._backbone(torch.cat((pixel_values, previous_pixel_values[rows]))).split(
@@ -368,7 +374,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
         backbone = ResNetConfig(embedding_size=16, hidden_sizes=[32, 96], depths=[1, 1], layer_type="basic")
         sizes = {"pooler_dim": 64, "pooler_layers": 1, "pooler_heads": 4, "projection_size": 64, "norm": "group"}
         quiet = {"pooler_dropout": 0.0, "pooler_drop_path": 0.0, "patch_positions": True}
-        config = {"backbone_config": backbone, "text_config": text} | sizes | quiet | options
+        config: dict[str, Any] = {"backbone_config": backbone, "text_config": text} | sizes | quiet | options
         return cls(BioViLTConfig(**config))
 
     @classmethod

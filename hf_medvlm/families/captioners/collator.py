@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ class CaptionCollator:
         """What a prompt depends on and the model does not hold."""
         return {"prompt": self.prompt, "max_length": self.max_length, "sections": list(self.sections)}
 
-    def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
-        rows = as_rows(rows)
+    def __call__(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
+        rows = as_rows(items)
         tokenizer, prompt = self.processor.tokenizer, self.prompt_ids
         bodies = tokenizer([self.target(row.study) for row in rows], add_special_tokens=False).input_ids
         room = self.max_length - len(prompt) - 1
@@ -86,9 +87,9 @@ class CaptionCollator:
             "labels": labels,
         }
 
-    def prompts(self, rows: list[Row | Study]) -> dict[str, Tensor]:
+    def prompts(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
         """The batch for `generate`: images and prompt only. One prompt for all, so nothing is padded."""
-        rows = as_rows(rows)
+        rows = as_rows(items)
         input_ids = torch.tensor([self.prompt_ids]).repeat(len(rows), 1)
         return {**self.pixels(rows), "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
 

@@ -15,7 +15,12 @@ from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.inference.writer import WriterPredictor
 from hf_medvlm.models.loading import load_image_processor, load_strictly, load_tokenizer, model_type_of
 
-CLASSES = {"blip": BlipCaptioner, "medvlm_blip": BlipCaptioner, "git": GitCaptioner, "medvlm_git": GitCaptioner}
+CLASSES: dict[str, type[BlipCaptioner] | type[GitCaptioner]] = {
+    "blip": BlipCaptioner,
+    "medvlm_blip": BlipCaptioner,
+    "git": GitCaptioner,
+    "medvlm_git": GitCaptioner,
+}
 MODEL_TYPES = tuple(CLASSES)
 
 

@@ -37,7 +37,27 @@ from hf_medvlm.models.upstream import SavedAsUpstream, token_mean
 class CaptionerMixin(SavedAsUpstream):
     """What BLIP and GIT share: image sizes, and what `generate` is to do by default."""
 
-    label_smoothing: float = 0.0
+    config: Any  # upstream types its parts as `dict | PreTrainedConfig | None`
+
+    @property
+    def label_smoothing(self) -> float:
+        """Label smoothing of the loss that the model was published with."""
+        return 0.0
+
+    @staticmethod
+    def first_token(config: Any) -> int:
+        """The token that a report begins after."""
+        raise NotImplementedError
+
+    @staticmethod
+    def end_token(config: Any) -> int:
+        """The token that ends a report."""
+        raise NotImplementedError
+
+    @classmethod
+    def make_processor(cls, image_processor: BaseImageProcessor, tokenizer: PreTrainedTokenizerBase) -> ProcessorMixin:
+        """The processor that a fine-tuned model is saved with."""
+        raise NotImplementedError
 
     def needs_interpolation(self, pixel_values: Tensor) -> bool:
         """Whether the images have another size than the one the position embeddings were made for."""
@@ -93,7 +113,7 @@ class CaptionerMixin(SavedAsUpstream):
         vision.image_size = image_size
 
     def _resize_positions(self, side: int) -> None:
-        raise TypeError(f"{type(self).__name__} must define _resize_positions")
+        raise NotImplementedError
 
 
 def interpolate_positions(positions: Tensor, side: int) -> Tensor:
@@ -147,7 +167,7 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
         return output
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         pixel_values: Tensor,
         input_ids: Tensor | None = None,
@@ -167,7 +187,7 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
         interpolate = options.pop("interpolate_pos_encoding", self.needs_interpolation(pixel_values))
         states = self.vision_model(pixel_values, interpolate_pos_encoding=interpolate).last_hidden_state
         options.setdefault("generation_config", self.generation_config)
-        return self.text_decoder.generate(
+        return self.text_decoder.generate(  # type: ignore[misc, return-value]
             input_ids=input_ids,
             attention_mask=attention_mask,
             encoder_hidden_states=states,
@@ -191,27 +211,27 @@ class BlipCaptioner(CaptionerMixin, BlipForConditionalGeneration):
         self.text_decoder.generation_config.max_new_tokens = max_new_tokens
 
     def _resize_positions(self, side: int) -> None:
-        embeddings = self.vision_model.embeddings
+        embeddings: Any = self.vision_model.embeddings
         positions = interpolate_positions(embeddings.position_embedding.data[0], side)
         embeddings.position_embedding = nn.Parameter(positions[None])
         embeddings.num_patches, embeddings.num_positions = side**2, side**2 + 1
         embeddings.image_size = side * embeddings.patch_size
 
     @staticmethod
-    def first_token(config: BlipConfig) -> int:
+    def first_token(config: Any) -> int:
         """BLIP's decoder starts from `[DEC]`, in training as in generation (salesforce/BLIP, `models/blip.py`)."""
         return config.text_config.bos_token_id
 
     @staticmethod
-    def end_token(config: BlipConfig) -> int:
+    def end_token(config: Any) -> int:
         """`[SEP]`; the `eos_token_id` of published configurations is not what a caption ends with."""
         return config.text_config.sep_token_id
 
     @classmethod
     def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> BlipCaptioner:
         """A model of about a million random weights for the given tokenizer, patches of 16 pixels."""
-        text = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4}
-        text["initializer_range"] = TINY_INIT
+        text: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "initializer_range": TINY_INIT}
+        text |= {"num_hidden_layers": 2, "num_attention_heads": 4}
         vision = text | {"num_hidden_layers": 3, "image_size": image_size, "patch_size": TINY_PATCH}
         text |= {
             "vocab_size": len(tokenizer),
@@ -266,7 +286,7 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
         return output
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]
         self,
         pixel_values: Tensor,
         input_ids: Tensor | None = None,
@@ -281,7 +301,7 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
             input_ids = torch.full((len(pixel_values), 1), self.first_token(self.config), device=pixel_values.device)
         interpolate = options.pop("interpolate_pos_encoding", self.needs_interpolation(pixel_values))
         # The prompts are not padded: without a mask GIT's cache is right at any image size.
-        return super().generate(
+        return super().generate(  # type: ignore[misc, return-value]
             input_ids=input_ids,
             pixel_values=pixel_values,
             interpolate_pos_encoding=interpolate,
@@ -289,7 +309,7 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
         )
 
     def _resize_positions(self, side: int) -> None:
-        embeddings = self.git.image_encoder.vision_model.embeddings
+        embeddings: Any = self.git.image_encoder.vision_model.embeddings
         positions = interpolate_positions(embeddings.position_embedding.weight.data, side)
         embeddings.position_embedding = nn.Embedding.from_pretrained(positions, freeze=False)
         embeddings.position_ids = torch.arange(len(positions), device=positions.device)[None]
@@ -299,20 +319,20 @@ class GitCaptioner(CaptionerMixin, GitForCausalLM):
             layer.attention.self.image_patch_tokens = len(positions)
 
     @staticmethod
-    def first_token(config: GitConfig) -> int:
+    def first_token(config: Any) -> int:
         """GIT starts from `[CLS]`."""
         return config.bos_token_id
 
     @staticmethod
-    def end_token(config: GitConfig) -> int:
+    def end_token(config: Any) -> int:
         """GIT ends with `[SEP]`."""
         return config.eos_token_id
 
     @classmethod
     def tiny(cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96) -> GitCaptioner:
         """A model of about a million random weights for the given tokenizer, patches of 16 pixels."""
-        sizes = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4}
-        sizes["initializer_range"] = TINY_INIT
+        sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "initializer_range": TINY_INIT}
+        sizes |= {"num_hidden_layers": 3, "num_attention_heads": 4}
         vision = sizes | {"image_size": image_size, "patch_size": TINY_PATCH}
         text = sizes | {
             "vocab_size": len(tokenizer),

@@ -125,19 +125,19 @@ class ChatCollator:
             labels += [label] * times
         return {"input_ids": ids, "labels": labels}
 
-    def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
-        rows = self._rows(rows)
+    def __call__(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
+        rows = self._rows(items)
         samples = self._encode([row.study for row in rows])
         batch = pack(samples) if self.packing else pad(samples, self.tokenizer.pad_token_id)
         return batch | self.pixels(rows)
 
-    def prompts(self, rows: list[Row | Study]) -> dict[str, Tensor]:
+    def prompts(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
         """The batch for `generate`: images and the conversation up to its last answer, padded on the left.
 
         Raises:
             ValueError: a prompt is longer than `max_length`.
         """
-        rows = self._rows(rows)
+        rows = self._rows(items)
         samples = []
         for row in rows:
             study = row.study
@@ -153,8 +153,8 @@ class ChatCollator:
         del batch["labels"]
         return batch | self.pixels(rows)
 
-    def _rows(self, rows: list[Row | Study]) -> list[Row]:
-        return [replace(row, study=self.talk(row.study)) for row in as_rows(rows)]
+    def _rows(self, items: Sequence[Row | Study]) -> list[Row]:
+        return [replace(row, study=self.talk(row.study)) for row in as_rows(items)]
 
     def pixels(self, rows: list[Row]) -> dict[str, Tensor]:
         """`pixel_values` (N, 3, H, W) of all images of the batch, in order; nothing for a batch without images."""

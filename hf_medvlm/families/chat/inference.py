@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hf_medvlm.data.conversations import ChatOptions, with_question
@@ -43,11 +44,12 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
     """The chat model in `folder`, with the template and the prompts of its run."""
     options = ChatOptions(**{name: _tuple(value) for name, value in settings.get("options", {}).items()})
     collator: ChatCollator | MessageCollator
+    model: PreTrainedModel
     # `recipes/finetune_chat.py` trains a LLaVA too, with the template that its processor brings
     if model_type_of(folder) in LLAVA and "system_prompt" not in settings:
-        model = LlavaReporter.from_published(folder, dtype=dtype)
+        reporter = model = LlavaReporter.from_published(folder, dtype=dtype)
         template = settings.get("template", ChatCollator.template)
-        collator = ChatCollator(load_chat_processor(folder, model), folder, template=template, options=options)
+        collator = ChatCollator(load_chat_processor(folder, reporter), folder, template=template, options=options)
         evaluation_class: type[ChatEvaluation] = ChatEvaluation
     else:
         processor = load_any_processor(folder)

@@ -65,7 +65,8 @@ def _template(checks: Checks, collator: MessageCollator) -> None:
     before = render(turns, collator.processor).text.partition(probe)[0]
     checks.add(OK, "template", f"writes {before!r} before a question")
     if writes_date(chat_template_of(collator.processor)):
-        date = collator.processor.template_date.isoformat()
+        processor: Any = collator.processor
+        date = processor.template_date.isoformat()
         checks.add(OK, "template", f"writes a date; for the whole run it is that of {date}")
 
 

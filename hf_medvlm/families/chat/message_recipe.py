@@ -74,7 +74,7 @@ def load_chat_model(args: SimpleNamespace, splits: Splits) -> tuple[Any, Process
     return prepare_parts(model, options, training.gradient_checkpointing), processor
 
 
-def _keep_date(processor: ProcessorMixin, training: Any) -> None:
+def _keep_date(processor: Any, training: Any) -> None:
     """A resumed run writes the date that it began with; its checkpoints hold it beside the processor."""
     asked = training.resume_from_checkpoint
     if not asked or not writes_date(chat_template_of(processor)):
@@ -85,7 +85,7 @@ def _keep_date(processor: ProcessorMixin, training: Any) -> None:
         processor.template_date = datetime.fromisoformat(kept)
 
 
-def _agree_on_stops(model: PreTrainedModel, processor: ProcessorMixin) -> None:
+def _agree_on_stops(model: PreTrainedModel, processor: Any) -> None:
     """The generation config's stop ids stay; the control token that ends a turn is added where it is none of them."""
     config = model.generation_config
     stops = list(stop_ids(processor, config))
@@ -114,7 +114,8 @@ class MessageTrainer(ChatTrainer):
         """What the preflight says of chat models."""
         model = self.accelerator.unwrap_model(self.model)
         studies = self.train_dataset.studies
-        check_messages(checks, model, self.evaluation.collator, studies, show=self.args.dry_run)
+        evaluation: Any = self.evaluation
+        check_messages(checks, model, evaluation.collator, studies, show=self.args.dry_run)
 
 
 def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args: SimpleNamespace) -> MessageTrainer:
@@ -186,14 +187,15 @@ def score_other_images(trainer: MessageTrainer, splits: Splits, results: dict[st
         return None
     scores = trainer.scores(StudyRows(swapped))
     name = "findings_f1_micro"
-    own, other = results["test"].metrics[name], scores.metrics[name]
+    with_theirs, with_others = results["test"].metrics[name], scores.metrics[name]
     if trainer.is_world_process_zero():
-        print(f"findings F1 on the test split: {own:.3f}, with other studies' images {other:.3f}", flush=True)
-        file = Path(trainer.args.output_dir) / "test_results.json"
+        shown = f"{with_theirs:.3f}, with other studies' images {with_others:.3f}"
+        print(f"findings F1 on the test split: {shown}", flush=True)
+        file = Path(str(trainer.args.output_dir)) / "test_results.json"
         content = json.loads(file.read_text(encoding="utf-8"))
-        content["baselines"]["other_images"] = {name: other}
+        content["baselines"]["other_images"] = {name: with_others}
         write_json(file, content)
-    return other
+    return with_others
 
 
 def _joined(studies: Sequence[Study]) -> Sequence[Study]:

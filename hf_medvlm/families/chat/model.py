@@ -30,6 +30,7 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
     """LLaVA for reports. Loads `llava-hf/*`, fine-tuned ones and, by `from_published`, original ones."""
 
     config_class = LlavaConfig
+    config: Any  # upstream types its parts as `dict | PreTrainedConfig | None`
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__(config)
@@ -87,11 +88,12 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
         """
         is_image = (input_ids == self.config.image_token_id) | (input_ids == IMAGE_TOKEN_INDEX)  # (B, T)
         embeds = self.get_input_embeddings()(input_ids.masked_fill(is_image, 0))
-        without = pixel_values is None or len(pixel_values) == 0
+        images = None if pixel_values is None or len(pixel_values) == 0 else pixel_values
+        without = images is None
         if without and not (self.training or is_deepspeed_zero3_enabled()):
             features = embeds.new_zeros(0, self.image_tokens, embeds.shape[-1])
         else:
-            images = self._black_image(embeds) if without else pixel_values
+            images = self._black_image(embeds) if images is None else images
             outputs = self.model.get_image_features(images.to(self._vision_dtype), return_dict=True)
             features = torch.stack(list(outputs.pooler_output)).to(embeds.dtype)  # (N, P, D)
         if without and len(features):
@@ -123,14 +125,17 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
         if token < words:
             return
         self.resize_token_embeddings(token + 1, pad_to_multiple_of=64, mean_resizing=False)
-        weights = {id(w): w for w in (self.get_input_embeddings().weight, self.get_output_embeddings().weight)}
+        layers: tuple[Any, Any] = (self.get_input_embeddings(), self.get_output_embeddings())
+        weights: dict[int, nn.Parameter] = {id(layer.weight): layer.weight for layer in layers}
         with gathered(list(weights.values())), torch.no_grad():
             for weight in weights.values():
                 if len(weight) > words:
                     weight[words:] = weight[:words].mean(0)
 
     @torch.no_grad()
-    def generate(self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, **options: Any) -> Tensor:
+    def generate(  # type: ignore[override]
+        self, pixel_values: Tensor | None = None, input_ids: Tensor | None = None, **options: Any
+    ) -> Tensor:
         """As transformers'. Without `input_ids` every image is asked the question the model was trained with.
 
         Args:
@@ -145,7 +150,7 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
             options.setdefault("attention_mask", torch.ones_like(input_ids))
         if pixel_values is not None:
             options["pixel_values"] = pixel_values
-        return super().generate(input_ids=input_ids, **options)
+        return super().generate(input_ids=input_ids, **options)  # type: ignore[misc, return-value]
 
     def forward(
         self,
@@ -174,6 +179,7 @@ class LlavaReporter(SavedAsUpstream, LlavaForConditionalGeneration):
             if past_key_values is not None and past_key_values.get_seq_length() > 0:
                 inputs_embeds = self.get_input_embeddings()(input_ids)
             else:
+                assert input_ids is not None, "input_ids or inputs_embeds"
                 inputs_embeds = self.embed(input_ids, pixel_values)
         generation.pop("return_dict", None)
         outputs = self.model.language_model(

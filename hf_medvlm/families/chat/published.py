@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
@@ -35,6 +35,8 @@ from hf_medvlm.models.loading import (
 )
 from hf_medvlm.models.towers import load_tower, tokens_before
 
+Llava = TypeVar("Llava", bound=LlavaForConditionalGeneration)
+
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
 LANGUAGE_MODELS = {"llava": LlamaConfig, "llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
 IGNORABLE = ("*.rotary_emb.inv_freq", "*.position_ids")
@@ -50,13 +52,13 @@ RENAMED = (
 
 
 def load_published(
-    cls: type[LlavaForConditionalGeneration],
+    cls: type[Llava],
     folder: Path,
     config: PreTrainedConfig | None = None,
     vision_tower: str | Path | None = None,
     dtype: torch.dtype | None = None,
     shapes_only: bool = False,
-) -> LlavaForConditionalGeneration:
+) -> Llava:
     """`LlavaReporter.from_published`.
 
     Args:
@@ -65,18 +67,18 @@ def load_published(
         shapes_only: build it on the meta device: sizes and names, which are held against the index of the shards, but
             no weights. A checkpoint that brings its tower without a description is read all the same.
     """
-    record = read_config(folder)
+    record, config_class = read_config(folder), _config_class(cls)
     dtype = dtype or torch.float32
     if "vision_config" in record and "mm_vision_tower" not in record and "mm_projector_type" not in record:
         settings = {key: value for key, value in record.items() if key not in ("model_type", "architectures", "dtype")}
-        config = config or cls.config_class.from_dict(settings)
+        config = config or config_class.from_dict(settings)
         if shapes_only:
             with torch.device("meta"):
                 return cls._from_config(config, dtype=dtype)
         return load_strictly(cls, folder, config=config, dtype=dtype)
     if shapes_only and (tower := find_vision_tower(folder, record, vision_tower, fetch=True)) is not None:
         with torch.device("meta"):
-            model = cls._from_config(config or original_config(cls.config_class, record, {}, tower), dtype=dtype)
+            model = cls._from_config(config or original_config(config_class, record, {}, tower), dtype=dtype)
         _check_index(model, folder)
         return model
     weights = read_weights(folder)
@@ -84,7 +86,7 @@ def load_published(
     tower = find_vision_tower(folder, record, vision_tower, fetch=not has_tower)
     if not has_tower:
         weights |= read_vision_tower(tower, folder)
-    config = config or original_config(cls.config_class, record, weights, tower)
+    config = config or original_config(config_class, record, weights, tower)
     with no_init_weights():
         model = cls._from_config(config, dtype=dtype)
     load_weights(model, {rename(key): value for key, value in weights.items()}, ignorable=IGNORABLE, what=str(folder))
@@ -105,8 +107,12 @@ def _check_index(model: LlavaForConditionalGeneration, folder: Path) -> None:
             )
 
 
+def _config_class(cls: type[LlavaForConditionalGeneration]) -> Any:
+    return cls.config_class
+
+
 def original_config(
-    config_class: type[PreTrainedConfig], record: dict[str, Any], weights: dict[str, Tensor], tower: Path | None
+    config_class: Any, record: dict[str, Any], weights: dict[str, Tensor], tower: Path | None
 ) -> PreTrainedConfig:
     """Our config of an original `config.json`. The image token gets the first id that the vocabulary has no row for.
 
@@ -207,7 +213,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: no weight files.
     """
-    weights = {}
+    weights: dict[str, Tensor] = {}
     for file in [*weight_files(folder), *folder.glob("mm_projector.bin")]:
         weights |= read_state_dict(file)
     return weights
@@ -272,19 +278,19 @@ def is_llava(folder: Path) -> bool:
 
 
 def assemble(
-    cls: type[LlavaForConditionalGeneration],
+    cls: type[Llava],
     language_model: Path,
     vision_tower: Path,
     vision_feature_layer: int = -2,
     dtype: torch.dtype = torch.float32,
-) -> LlavaForConditionalGeneration:
+) -> Llava:
     """A new LLaVA around a language model (Vicuna, Mistral, ...) and a CLIP tower; the projector is random.
 
     Raises:
         ValueError: weights that do not fit, or a folder that holds none.
     """
     text, vision = load_config(language_model), vision_config(vision_tower, {})
-    config = cls.config_class(
+    config = _config_class(cls)(
         text_config=text,
         vision_config=vision,
         vision_feature_select_strategy="default" if tokens_before(vision) == 1 else "full",

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch.utils.data import Sampler
-from transformers import GenerationConfig, LlavaProcessor, set_seed
+from transformers import GenerationConfig, LlavaProcessor, PreTrainedTokenizerBase, set_seed
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
@@ -32,7 +32,7 @@ from hf_medvlm.data.sources.conversation_files import read_conversation_file
 from hf_medvlm.data.sources.vqa_rad import as_multi_turn
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study
-from hf_medvlm.families.chat.arguments import ChatModelArguments, ConversationDataArguments
+from hf_medvlm.families.chat.arguments import ChatModelArguments, ChatTrainingArguments, ConversationDataArguments
 from hf_medvlm.families.chat.chat_template import set_chat_template
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
@@ -87,7 +87,7 @@ def chat_options(data: ConversationDataArguments) -> ChatOptions:
 
 
 def _read_conversations(data: ConversationDataArguments, check: Check) -> Splits:
-    path = Path(data.data_path)
+    path = Path(str(data.data_path))
     folder = Path(data.image_folder or (path if path.is_dir() else path.parent))
     studies = read_conversation_file(path)
     missing = [
@@ -116,6 +116,7 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
         ValueError: a checkpoint that is neither, or whose weights do not fit; quantised weights under ZeRO-3.
     """
     options: ChatModelArguments = args.model
+    tokenizer: PreTrainedTokenizerBase
     if options.bits < 16 and is_deepspeed_zero3_enabled():
         raise ValueError(f"--bits {options.bits}: ZeRO-3 cannot shard quantised weights; use ds_configs/zero2.json")
     set_seed(args.training.seed)  # new weights are the same in all processes, and in every run
@@ -184,7 +185,7 @@ def _values(study: Study) -> list[str]:
 
 
 def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
-    folder = find_folder(options.model_name_or_path)
+    folder = find_folder(str(options.model_name_or_path))
     tower = None if options.vision_tower is None else find_folder(options.vision_tower)
     # DeepSpeed keeps its own float32 copy of what it trains, and adapters are float32 on a frozen base.
     in_half = training.bf16 and (training.deepspeed is not None or options.lora_rank > 0)
@@ -200,11 +201,13 @@ def _load_weights(options: ChatModelArguments, training: Any) -> LlavaReporter:
 class ChatTrainer(MedVLMTrainer):
     """`MedVLMTrainer` with LLaVA's sampler."""
 
+    args: ChatTrainingArguments
+
     def _move_model_to_device(self, model: Any, device: torch.device) -> None:
         if next(model.parameters()).device.type != "meta":  # a dry run has shapes, no weights
             super()._move_model_to_device(model, device)
 
-    def _get_train_sampler(self, train_dataset: StudyRows | None = None) -> Sampler | None:
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
         by_length = self.args.train_sampling_strategy == "group_by_length"
         if not (by_length or self.args.group_by_modality_length):
             return super()._get_train_sampler(train_dataset)

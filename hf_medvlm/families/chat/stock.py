@@ -44,7 +44,8 @@ def load_stock(folder: str | Path, dtype: torch.dtype, shapes_only: bool = False
         if (find_folder(folder, weights=False) / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(find_folder(folder, weights=False))
         return model
-    return load_strictly(AutoModelForImageTextToText, find_folder(folder), dtype=dtype)
+    auto: Any = AutoModelForImageTextToText  # its `from_pretrained` gives a model, of another class than itself
+    return load_strictly(auto, find_folder(folder), dtype=dtype)
 
 
 @dataclass

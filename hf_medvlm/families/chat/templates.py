@@ -81,11 +81,11 @@ def _own_template(turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase) -> 
         )
     roles = {HUMAN: "user", ASSISTANT: "assistant"}
     messages = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in turns]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    text = str(tokenizer.apply_chat_template(messages, tokenize=False))
     spans = []
     for place in range(1, len(messages), 2):
-        asked = tokenizer.apply_chat_template(messages[:place], tokenize=False, add_generation_prompt=True)
-        answered = tokenizer.apply_chat_template(messages[: place + 1], tokenize=False).rstrip()
+        asked = str(tokenizer.apply_chat_template(messages[:place], tokenize=False, add_generation_prompt=True))
+        answered = str(tokenizer.apply_chat_template(messages[: place + 1], tokenize=False)).rstrip()
         if not answered.startswith(asked) or not text.startswith(answered):
             raise ValueError(
                 f"the chat template of {_name(tokenizer)} writes earlier turns anew, so the answer of turn {place} "
@@ -240,9 +240,9 @@ def _habits(tokenizer: PreTrainedTokenizerBase, begin: int | None) -> tuple[list
     SentencePiece puts its "▁" in front of a text that begins with a space too; transformers' tokenizers do not, so that
     such a text needs a second space.
     """
-    has_begin = begin is not None and tokenizer("").input_ids[:1] == [begin]
+    begins = [] if begin is None or tokenizer("").input_ids[:1] != [begin] else [begin]
     plain, spaced = tokenizer(["a", " a"], add_special_tokens=False).input_ids
-    return [begin] if has_begin else [], plain == spaced
+    return begins, plain == spaced
 
 
 def check_chat_vocabulary(tokenizer: PreTrainedTokenizerBase, template: str) -> None:

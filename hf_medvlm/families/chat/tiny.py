@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from transformers import LlavaConfig, LlavaProcessor, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
@@ -117,10 +118,11 @@ def tiny_reporter(tokenizer: PreTrainedTokenizerBase, image_size: int = 96, patc
         "image_size": image_size,
         "patch_size": patch_size,
     }
+    ids: Any = tokenizer.convert_tokens_to_ids
     config = LlavaConfig(
         text_config=text,
         vision_config=vision,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        image_token_index=ids(IMAGE_TOKEN),
         vision_feature_layer=-1,
     )
     model = LlavaReporter(config)

@@ -72,7 +72,7 @@ def tiny_qwen_processor(tokenizer: PreTrainedTokenizerFast, image_size: int = 96
 
 def tiny_qwen(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
     """A model of about a million random weights for the given tokenizer."""
-    ids = tokenizer.convert_tokens_to_ids
+    ids: Any = tokenizer.convert_tokens_to_ids
     width = 128
     text = {
         "hidden_size": width,

@@ -31,7 +31,8 @@ def takes(folder: Path, model_type: str | None) -> bool:
 def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
     """The dual encoder in `folder`, its own or open_clip's."""
     if is_published(folder):
-        model = DualEncoderModel.from_published(folder).to(dtype)
+        model: Any = DualEncoderModel.from_published(folder)
+        model.to(dtype)
         processor = published_processor(folder, model.config)
     else:
         model = load_strictly(DualEncoderModel, folder, dtype=dtype)
@@ -74,7 +75,7 @@ class PairPredictor(Predictor):
     def _words(self, text: str) -> Tensor:
         """(T, D), normalised: the tokens of a phrase without the special ones at its ends."""
         tokens = self._to_device(self.collator.tokenize([text]))
-        states = encode_text(self.model.text_tower, *tokens.values(), self.model.config.text_pooling).tokens
+        states = encode_text(self.model.text_tower, **tokens, pooling=self.model.config.text_pooling).tokens
         words = F.normalize(self.model.text_projection(states[0]).float(), dim=-1)
         return words[1:-1] if len(words) > 2 else words
 

@@ -11,6 +11,7 @@ ConVIRT (Zhang et al. 2020, arXiv 2010.00747), CLIP (Radford et al. 2021, arXiv 
 from __future__ import annotations
 
 import math
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,8 @@ class DualEncoderConfig(PreTrainedConfig):
     sub_configs = {"vision_config": AutoConfig, "text_config": AutoConfig}
     keys_to_ignore_at_inference = ["representations", "loss_terms"]
 
-    vision_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None  # a config or its dictionary; a config once built
+    text_config: Any = None  # a config or its dictionary; a config once built
     projection_size: int = 512
     vision_projection: str = "linear"
     text_projection: str = "linear"
@@ -189,7 +190,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         """
         towers = load_tower(vision, "vision"), load_tower(text, "text")
         pooling = default_pooling(towers[1].config, find_folder(text, weights=False))
-        configs = {"vision_config": towers[0].config, "text_config": towers[1].config}
+        configs: dict[str, Any] = {"vision_config": towers[0].config, "text_config": towers[1].config}
         model = cls(cls.config_class(**configs, **({"text_pooling": pooling} | options)))
         # put in after building: what is loaded before `post_init` would be drawn anew
         model.vision_tower, model.text_tower = towers
@@ -228,7 +229,8 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         cls, tokenizer: PreTrainedTokenizerBase, image_size: int = 96, patch_size: int = TINY_PATCH, **options: Any
     ) -> DualEncoderModel:
         """A model of about a million random weights for the given tokenizer."""
-        sizes = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4, "initializer_range": TINY_INIT}
+        sizes: dict[str, Any] = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 4}
+        sizes["initializer_range"] = TINY_INIT
         vision = ViTConfig(
             **sizes, num_hidden_layers=4, image_size=image_size, patch_size=patch_size, layer_norm_eps=1e-6
         )
@@ -242,9 +244,10 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
             attention_probs_dropout_prob=0.0,
         )
         # without pretraining, a class token of text and a sharp temperature do not start to learn
-        defaults = {"projection_size": 64, "text_pooling": "mean", "temperature": 0.2}
+        defaults: dict[str, Any] = {"projection_size": 64, "text_pooling": "mean", "temperature": 0.2}
         model = cls(cls.config_class(vision_config=vision, text_config=text, **(defaults | options)))
-        positions = model.vision_tower.embeddings.position_embeddings[0, 1:]
+        embeddings: Any = model.vision_tower.embeddings
+        positions = embeddings.position_embeddings[0, 1:]
         positions.data.copy_(mae_positions(image_size // patch_size, positions.shape[-1]))
         return model
 
@@ -331,8 +334,8 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
         pair, targets = (rows[images], rows["text_embeds"], rows["logit_scale"]), self.targets_of(rows)
         if self.config.loss == "sigmoid":
             return losses.sigmoid_pairs(*pair, rows["logit_bias"], targets=targets)
-        weights = {"image_weight": self.config.image_weight, "text_weight": self.config.text_weight}
-        return losses.info_nce(*pair, **weights, targets=targets)
+        image_weight, text_weight = self.config.image_weight, self.config.text_weight
+        return losses.info_nce(*pair, image_weight=image_weight, text_weight=text_weight, targets=targets)
 
     def targets_of(self, rows: dict[str, Tensor]) -> Tensor | None:
         """(B, B) bool, which images and texts match; None where each matches its own alone."""
@@ -342,9 +345,9 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
     def _local_loss(self, rows: dict[str, Tensor], targets: Tensor | None) -> Tensor:
         patches, tokens, mask = rows["patch_embeds"], rows["token_embeds"], rows["token_mask"]
         if self.config.local_loss == "gloria":
-            return sum(losses.gloria_local(patches, tokens, mask.sum(1)))
+            return torch.add(*losses.gloria_local(patches, tokens, mask.sum(1)))
         if self.config.local_loss == "mgca":
-            return sum(losses.mgca_local(F.normalize(patches, dim=-1), F.normalize(tokens, dim=-1), mask))
+            return torch.add(*losses.mgca_local(F.normalize(patches, dim=-1), F.normalize(tokens, dim=-1), mask))
         return losses.filip(patches, tokens, mask, rows["logit_scale"], targets=targets)
 
     def forward(
@@ -380,7 +383,8 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
             image_embeds=rows["image_embeds"],
             text_embeds=rows["text_embeds"],
             representations=rows,
-            **maps,
+            salience=maps.get("salience"),
+            kept=maps.get("kept"),
         )
         if pair_ids is not None:
             rows = rows | {"pair_ids": pair_ids}
@@ -389,7 +393,8 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
                 check_contrast(rows["pair_ids"])
         if len(rows.get("pair_ids", ())) > 1:
             terms = self.loss_terms_of(rows)
-            output.loss, output.loss_terms = sum(terms.values()), {name: term.detach() for name, term in terms.items()}
+            output.loss = reduce(torch.add, terms.values())
+            output.loss_terms = {name: term.detach() for name, term in terms.items()}
         elif pair_ids is not None:  # evaluation's last batch may hold one pair, which has no other to be told from
             output.loss = rows["image_embeds"].new_zeros(())
         return output

@@ -12,7 +12,6 @@ from transformers import (
     PreTrainedTokenizerBase,
     VisionTextDualEncoderProcessor,
 )
-from transformers.image_processing_utils import BaseImageProcessor
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_medvlm.families.dual_encoder.model import DualEncoderConfig
@@ -30,11 +29,11 @@ class OpenClipImageProcessor(CLIPImageProcessorPil):
     rounds half of it to the even number, transformers down, which moves the whole image by a pixel.
     """
 
-    def center_crop(self, image: np.ndarray, size: Any, **kwargs: Any) -> np.ndarray:
+    def center_crop(self, image: np.ndarray, size: Any, *args: Any, **kwargs: Any) -> np.ndarray:
         """(C, H, W) -> (C, height, width)."""
         top, left = round((image.shape[1] - size.height) / 2), round((image.shape[2] - size.width) / 2)
         if top < 0 or left < 0:
-            return super().center_crop(image, size, **kwargs)
+            return super().center_crop(image, size, *args, **kwargs)
         return image[:, top : top + size.height, left : left + size.width]
 
 
@@ -72,7 +71,7 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DualEncoderConfig)
     return tokenizer
 
 
-def set_image_size(processor: BaseImageProcessor, image_size: int) -> None:
+def set_image_size(processor: Any, image_size: int) -> None:
     """Make an image processor give squares of `image_size` pixels, cropping where it did before."""
     square = {"height": image_size, "width": image_size}
     if getattr(processor, "do_center_crop", False):

@@ -86,12 +86,12 @@ def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         if len(files) == 1 and is_openai(weights := read_state_dict(files[0])):
             return _read_openai(weights, {}, path)
     folder = Path(path)
-    weights = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
-    if weights is None or not (folder / CONFIG_FILE).is_file():
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+    if file is None or not (folder / CONFIG_FILE).is_file():
         raise ValueError(
             f"{path}: not an open_clip folder; it needs {CONFIG_FILE} and one of {', '.join(WEIGHT_FILES)}"
         )
-    published = read_state_dict(weights)
+    published = read_state_dict(file)
     config = read_json(folder / CONFIG_FILE)
     if is_openai(published):
         return _read_openai(published, config.get("model_cfg", config), folder)
@@ -143,7 +143,7 @@ def config_options(model: dict[str, Any], published: dict[str, Tensor], folder: 
     sizes = {
         "hidden_size": width,
         "num_hidden_layers": _count(published, r"visual\.trunk\.blocks\.(\d+)\."),
-        "num_attention_heads": TIMM_HEADS.get(size, width // 64),
+        "num_attention_heads": TIMM_HEADS.get(size or "", width // 64),
         "intermediate_size": published["visual.trunk.blocks.0.mlp.fc1.weight"].shape[0],
         "patch_size": patch,
         "image_size": round(tokens**0.5) * patch,
@@ -172,7 +172,7 @@ def _text_config(text: dict[str, Any], published: dict[str, Tensor], folder: Pat
                 return config
     embeddings = "text.transformer.embeddings."
     vocabulary, width = published[f"{embeddings}word_embeddings.weight"].shape
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": vocabulary,
         "hidden_size": width,
         "num_hidden_layers": _count(published, r"text\.transformer\.encoder\.layer\.(\d+)\."),

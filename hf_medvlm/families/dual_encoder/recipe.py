@@ -82,8 +82,8 @@ class PairArguments(PartArguments):
         Args:
             synthetic: the studies are made up.
         """
-        names = ("projection_size", "vision_projection", "text_projection", "text_pooling", "loss", "temperature")
-        names += ("local_loss",)
+        names = ["projection_size", "vision_projection", "text_projection", "text_pooling", "loss", "temperature"]
+        names += ["local_loss"]
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         fixed = ("match_duplicates", "local_weight")
         return given | {name: getattr(self, name) for name in fixed}
@@ -133,7 +133,8 @@ def load_dual_encoder(
     if check_is(folder, model_class):
         model = load_strictly(model_class, folder, **config)
     else:
-        model = model_class.from_dual_encoder(load_strictly(DualEncoderModel, folder), **config)
+        wider: Any = model_class
+        model = wider.from_dual_encoder(load_strictly(DualEncoderModel, folder), **config)
     processor = load_processor(folder)
     if options.image_size:
         set_image_size(processor.image_processor, options.image_size)

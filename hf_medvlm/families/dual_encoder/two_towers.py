@@ -101,6 +101,7 @@ def to_two_towers(model: PreTrainedModel) -> PreTrainedModel:
         )
     if config.text_pooling != "pooler":
         raise ValueError(f"{kind} pools its texts itself; this model has text_pooling={config.text_pooling!r}")
+    config_class: Any
     config_class, model_class = KINDS[kind]
     options = {"projection_dim": config.projection_size} if kind == "clip" else {}
     with torch.device("meta"):

@@ -87,8 +87,8 @@ class FindingsCollator:
                 f"got {self.position_samples}"
             )
 
-    def __call__(self, rows: list[Row | Study]) -> dict[str, Tensor]:
-        rows = as_rows(rows)
+    def __call__(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
+        rows = as_rows(items)
         triplets = [study_triplets(row.study) for row in rows]
         labels = [entity_states(found, self.entities, self.unmentioned) for found in triplets]
         index = [self._sample_positions(row, found) for row, found in zip(rows, triplets, strict=True)]

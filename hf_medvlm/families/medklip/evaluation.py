@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.rows import Row, as_rows
@@ -92,7 +92,7 @@ class MedKlipEvaluation(Evaluation):
     thresholds: np.ndarray | None = field(default=None, repr=False)
     text_encoder: str | None = None
     studies: Sequence[Study] = ()
-    model: nn.Module | None = field(default=None, repr=False)
+    model: Any | None = field(default=None, repr=False)
 
     def undefined(self, metric: str, studies: Sequence[Study]) -> str | None:
         """A mean over entities needs one that is present in some studies and absent in others."""
@@ -140,20 +140,22 @@ class MedKlipEvaluation(Evaluation):
     def _image_size(self, study: Study) -> tuple[int, int]:
         if not boxed_entities(study, self.collator.entities):
             return 0, 0
+        assert study.frontal is not None, study.study_id
         return open_radiograph(f"{self.collator.image_folder}/{study.frontal.path}").size
 
-    def predict(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """What `predict_images` gives, `labels` (B, E), `size` (B, 2), and `evidence` (B, trained, h, w), Grad-CAM
         where `explain` asks for it, else 0.
         """
         found = self.predict_images(model, batch)
-        evidence = self._evidence(model, batch, tuple(found["maps"].shape[-2:]))
+        height, width = found["maps"].shape[-2:]
+        evidence = self._evidence(model, batch, (height, width))
         return found | {"labels": batch["labels"], "size": batch["size"], "evidence": evidence}
 
     def collate_images(self, rows: list[Row]) -> dict[str, Any]:
         return self.collator.images(as_rows(rows))
 
-    def predict_images(self, model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def predict_images(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`probability` (B, E) of being present and `maps` (B, E, h, w).
 
         Held-out entities are asked for beside the others, whose answers are those without them.
@@ -220,7 +222,7 @@ class MedKlipEvaluation(Evaluation):
             "evidence": [np.zeros((maps.shape[1], *grid), dtype=np.float32)] * len(rows),
         }
 
-    def _evidence(self, model: nn.Module, batch: dict[str, Any], grid: tuple[int, int]) -> Tensor:
+    def _evidence(self, model: Any, batch: dict[str, Any], grid: tuple[int, int]) -> Tensor:
         explain = batch["explain"]
         evidence = torch.zeros(*explain.shape, *grid)
         rows, columns = explain.any(1).nonzero().flatten(), explain.any(0).nonzero().flatten()

@@ -54,6 +54,7 @@ class MedKlipPredictor(Predictor):
     family = "a MedKLIP"
     map_meaning = "the decoder's attention, sums to 1 over the patches"
     abilities = frozenset({"findings", "ground"})
+    evaluation: MedKlipEvaluation
     text_encoder: str | None = None  # what embeds descriptions: a BERT's folder, or None for hashing
 
     @property
@@ -84,7 +85,9 @@ class MedKlipPredictor(Predictor):
         if name is None:
             place, more = len(trained), self._embedding(phrase)[None]
         else:
-            place, more = known.index(name), self.evaluation.held_out_embeddings
+            held_out = self.evaluation.held_out_embeddings
+            assert held_out is not None, name
+            place, more = known.index(name), held_out
         beside = torch.cat((model.entity_embeddings, more.to(model.entity_embeddings)))
         return model.query(patches, beside)[1][:, place]
 

@@ -12,6 +12,7 @@ networks trained from nothing) has none: with batch statistics one batch and its
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ class MedKlipConfig(PreTrainedConfig):
     sub_configs = {"backbone_config": ResNetConfig}
     attribute_map = {"hidden_size": "d_model"}
 
-    backbone_config: dict | PreTrainedConfig | None = None
+    backbone_config: Any = None  # a config or its dictionary; a config once built
     norm: str = "batch"
     text_size: int = 768
     d_model: int = 256
@@ -105,6 +106,9 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     part_modules = {"vision": ("backbone",), "language": ()}
+
+    entity_embeddings: Tensor
+    position_embeddings: Tensor
 
     def __init__(self, config: MedKlipConfig) -> None:
         super().__init__(config)
@@ -183,9 +187,7 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
 
     # ------------------------------------------------------------------------------------------- what is seen
 
-    def get_image_features(
-        self, pixel_values: Tensor, return_grid: bool = False
-    ) -> Tensor | tuple[Tensor, tuple[int, int]]:
+    def get_image_features(self, pixel_values: Tensor, return_grid: bool = False) -> Any:
         """Patches, (B, 3, H, W) normalised -> (B, P, d_model), row by row; their (rows, columns) too if asked for."""
         hidden = self._backbone(pixel_values)
         patches = self._patches(hidden)
@@ -196,7 +198,8 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         patches = self.patch_projection(hidden.flatten(2).mT)
         if not self.config.patch_positions:
             return patches
-        return patches + detr_positions(*hidden.shape[2:], patches.shape[-1], patches.device).to(patches.dtype)
+        height, width = hidden.shape[2:]
+        return patches + detr_positions(height, width, patches.shape[-1], patches.device).to(patches.dtype)
 
     def _backbone(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, C, h, w), the ResNet's last stage."""
@@ -263,7 +266,7 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         sums = self._loss_sums(features, logits, labels, position_index, entity_embeddings)
         terms = {name: total / counts[unit].clamp(min=1) for name, (unit, total) in sums.items()}
         return MedKlipOutput(
-            loss=sum(terms.values()),
+            loss=reduce(torch.add, terms.values()),
             loss_terms={name: term.detach() for name, term in terms.items()},
             loss_sums=sums,
             logits=logits,
@@ -350,7 +353,7 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
 
         Its patches are 8 pixels wide and see 50 of them, so that the decoder has to look where a finding is.
         """
-        sizes = {
+        sizes: dict[str, Any] = {
             "backbone_config": ResNetConfig(
                 embedding_size=32, hidden_sizes=[64, 128], depths=[1, 2], layer_type="bottleneck"
             ),

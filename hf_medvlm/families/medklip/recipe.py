@@ -129,6 +129,7 @@ def load_medklip(options: MedKlipArguments, splits: Splits) -> tuple[MedKlipMode
         ValueError: the checkpoint is of another family, its weights do not fit, or there are no entities.
     """
     path = options.model_name_or_path
+    model: MedKlipModel
     if path is None:
         model, size = MedKlipModel.tiny(**options.changes), options.image_size or 224
     elif is_published(path):
@@ -140,7 +141,7 @@ def load_medklip(options: MedKlipArguments, splits: Splits) -> tuple[MedKlipMode
     processor = (
         ViTImageProcessorPil(size={"height": size, "width": size}, **IMAGENET)
         if size
-        else load_image_processor(path, options.image_size)
+        else load_image_processor(str(path), options.image_size)
     )
     entities = [published_name(name) for name in split_names(options.entities)] or list(model.config.entities)
     if not entities:

@@ -32,8 +32,8 @@ class PatchIBConfig(DualEncoderConfig):
 
     model_type = "patch_ib"
     variant: str = "A"
-    keep: list[float] | tuple[float, ...] | float = (0.5,)
-    keep_start: list[float] | tuple[float, ...] | float | None = None
+    keep: Any = (0.5,)  # one share or several; a tuple once built
+    keep_start: Any = None
     anneal_steps: int = 0
     drop_layers: list[int] | tuple[int, ...] = ()
     adaptive: bool = False

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers.image_processing_utils import BaseImageProcessor
 
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.study import Study
@@ -81,8 +80,8 @@ class PatchEvaluation(RetrievalEvaluation):
             values = np.array([row[name] for row in rows])
             mean = float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
             if name == "box_share":
-                area = f"the boxes' share of the patches; mean over {boxed} studies with boxes"
-                scores.add({name: mean}, facts.GROUNDING, area, better=facts.NEITHER)
+                meaning = f"the boxes' share of the patches; mean over {boxed} studies with boxes"
+                scores.add({name: mean}, facts.GROUNDING, meaning, better=facts.NEITHER)
             else:
                 scores.add({name: mean}, facts.GROUNDING, how)
             scores.intervals[name] = bootstrap_interval(values, [study.patient_id for study in studies])
@@ -102,6 +101,7 @@ class PatchEvaluation(RetrievalEvaluation):
     def _maps(self, study: Study, salience: np.ndarray, kept: np.ndarray) -> dict[str, Any]:
         """Both maps over the whole image, for the pages; null where the model's crop leaves it out."""
         processor = self.collator.processor.image_processor
+        assert study.frontal is not None, study.study_id
         size = open_radiograph(Path(self.collator.image_folder) / study.frontal.path).size
         if size[0] == size[1] and len(set(crop_of(processor))) == 1:  # the model sees all of it
             return {"salience": np.round(salience, 3).tolist(), "kept": kept.tolist()}
@@ -113,6 +113,7 @@ class PatchEvaluation(RetrievalEvaluation):
         boxes = [box.xywh for box in study.frontal_boxes()]
         if not boxes:
             return dict.fromkeys(MEASURES, float("nan"))
+        assert study.frontal is not None, study.study_id
         size = open_radiograph(Path(self.collator.image_folder) / study.frontal.path).size
         inside = patches_inside(boxes, size, self.collator.processor.image_processor, kept.shape)
         return mask_scores(kept > 0.5, salience, inside)
@@ -142,7 +143,7 @@ def mask_scores(kept: np.ndarray, salience: np.ndarray, inside: np.ndarray) -> d
 def patches_inside(
     boxes: Iterable[Sequence[float]],
     size: tuple[int, int],
-    image_processor: BaseImageProcessor,
+    image_processor: Any,
     grid: tuple[int, int],
 ) -> np.ndarray:
     """(rows, columns) bool: whose centre lies in a box, once the image has been resized and cropped for the model.
@@ -167,7 +168,7 @@ def patches_inside(
 
 @torch.no_grad()
 def perturbation_curves(
-    model: nn.Module, pixel_values: Tensor, text_embeds: Tensor, salience: Tensor, steps: int
+    model: Any, pixel_values: Tensor, text_embeds: Tensor, salience: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Similarity of image and report while the most salient patches are taken away, and while they come in first.
 

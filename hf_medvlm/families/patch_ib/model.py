@@ -38,6 +38,7 @@ class PatchIBModel(DualEncoderModel):
 
     config_class = PatchIBConfig
     config: PatchIBConfig
+    vision_tower: Any  # a ViT, whose embeddings and blocks are run one by one
     base_model_prefix = "patch_ib"
     ours_alone = ("logit_bias", "mask_head.*", "probes.*", "alignment.*", "evidence.*")
 
@@ -106,7 +107,8 @@ class PatchIBModel(DualEncoderModel):
     def _embed(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Tokens (B, 1 + P, H) in front of the first block, and the grid of the P patches."""
         hidden = self.vision_tower.embeddings(pixel_values.to(self.dtype))
-        return hidden, patch_grid(hidden.shape[1], tuple(pixel_values.shape[2:]), self.config.vision_config)[0]
+        height, width = pixel_values.shape[2:]
+        return hidden, patch_grid(hidden.shape[1], (height, width), self.config.vision_config)[0]
 
     def _run_blocks(self, hidden: Tensor, start: int, stop: int | None, valid: Tensor | None = None) -> Tensor:
         """Blocks [start, stop) over tokens (B, N, H); `valid` (B, N) hides tokens from attention."""
@@ -186,7 +188,8 @@ class PatchIBModel(DualEncoderModel):
             )  # where none is kept, all are seen
         patches = patches.to(self.dtype)
         aligned = self.alignment(rows["token_embeds"].to(self.dtype), patches, kept)
-        distance = losses.token_distance(aligned.float(), rows["token_embeds"], self.config.alignment)
+        kind = str(self.config.alignment)  # one of the two losses, or `_align` is not called
+        distance = losses.token_distance(aligned.float(), rows["token_embeds"], kind)
         rows["alignment"] = (distance * rows["token_mask"]).sum(1)
         rows["alignment_tokens"] = rows["token_mask"].sum(1)
 
@@ -219,13 +222,13 @@ class PatchIBModel(DualEncoderModel):
         config, batch, patches = self.config, hidden.shape[0], hidden.shape[1] - 1
         valid = hidden.new_ones(batch, 1 + patches, dtype=torch.bool)
         places = torch.arange(patches, device=hidden.device).expand(batch, -1)  # where the tokens stood at first
-        salience = kept = None
+        salience = kept = hidden.new_zeros(batch, patches)
         for drop, layer in enumerate(config.drop_layers):
             embeds = self.probes[drop](hidden[:, 1:]).float()
             rows[f"probe_embeds/{drop}"] = embeds
             logits = SHARPNESS * _best_token(embeds, rows["token_embeds"], rows["token_mask"])
             rows["importance" if not drop else f"importance/{drop}"] = logits
-            if salience is None:
+            if not drop:
                 salience, kept = logits.sigmoid(), torch.ones_like(logits)
             if config.variant == "H":
                 gates = logits.sigmoid().to(hidden.dtype)
@@ -234,9 +237,9 @@ class PatchIBModel(DualEncoderModel):
             else:
                 count = self.kept_count(logits.shape[1], drop)
                 mask = threshold_mask(logits) if config.adaptive else top_k_mask(logits, count)
-                hidden, order, count = _keep(hidden, mask, logits)
+                hidden, order, counts = _keep(hidden, mask, logits)
                 places = places.gather(1, order)
-                here = torch.arange(order.shape[1], device=hidden.device) < count[:, None]
+                here = torch.arange(order.shape[1], device=hidden.device) < counts[:, None]
                 valid = torch.cat([valid[:, :1], here], dim=1)
                 kept = torch.zeros_like(kept).scatter(1, places, here.to(kept.dtype))
             stop = config.drop_layers[drop + 1] if drop + 1 < len(config.drop_layers) else None

@@ -21,7 +21,7 @@ LISTS = {"keep": float, "keep_start": float, "drop_layers": int}
 # The published schedules are longer than a tiny run, and half of 36 patches says little of where the model looks.
 _SHORT = {"keep": 0.1, "keep_start": 0.5, "anneal_steps": 300}
 _TAUGHT = {"filip_weight": 0.1, "sparsity_weight": 0.0, "evidence_weight": 1.0}
-TINY_SCHEDULE = {"D": _SHORT, "E": _SHORT | _TAUGHT, "G": {"anneal_steps": 300}}
+TINY_SCHEDULE: dict[str, dict[str, Any]] = {"D": _SHORT, "E": _SHORT | _TAUGHT, "G": {"anneal_steps": 300}}
 
 
 @dataclass
