@@ -109,7 +109,7 @@ def info_nce(
         with 1 and 1.
     """
     if len(image_embeds) == len(text_embeds) == 1:
-        raise ValueError("a batch of one has nothing to be told from; a contrastive loss takes two pairs or more")
+        raise ValueError("a contrastive loss needs at least two pairs; this batch has one")
     logits = logit_scale * image_embeds @ text_embeds.mT
     back = None if targets is None else targets.mT
     return image_weight * _matching_entropy(logits, targets) + text_weight * _matching_entropy(logits.mT, back)

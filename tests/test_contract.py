@@ -200,7 +200,7 @@ def launched(cache: Path, root: Path, tmp_path_factory):
             command += [str(root / "tests" / "steps.py"), str(out), *sorted(FAMILIES)]
             command += [] if mode == "ddp" else ["--deepspeed", str(root / "ds_configs" / f"{mode}.json")]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-            ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
+            ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
             done[mode] = (out, ended)
         out, ended = done[mode]
         assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
@@ -210,6 +210,7 @@ def launched(cache: Path, root: Path, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 @pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
 def test_two_processes_take_the_same_step_and_count_each_study_once(name, mode, _built, alone, launched):
     before = weights(_built[name].model)

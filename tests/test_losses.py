@@ -200,5 +200,5 @@ def test_without_processes_gathering_changes_nothing(pairs):
 
 
 def test_a_batch_of_one_is_refused():
-    with pytest.raises(ValueError, match="a batch of one has nothing to be told from"):
+    with pytest.raises(ValueError, match="a contrastive loss needs at least two pairs"):
         losses.info_nce(torch.ones(1, 1), torch.ones(1, 1), 10.0)

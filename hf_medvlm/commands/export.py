@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="the run, checkpoint, adapter folder or Hub id")
     parser.add_argument("--to", required=True, help="a new folder")
     parser.add_argument("--format", default="safetensors", choices=("safetensors", "onnx", "gguf"))
-    parser.add_argument("--dtype", help="of the weights: float32, bfloat16 or float16; as they are by default")
+    parser.add_argument("--dtype", help="type of the weights: float32, bfloat16 or float16; as they are by default")
     parser.add_argument("--max_shard_size", default="5GB", help="of one file of weights")
     parser.add_argument("--base", help="the model that an adapter was trained on, where it lies elsewhere now")
 

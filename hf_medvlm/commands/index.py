@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch_size", type=int, default=32, help="studies at a time")
     parser.add_argument("--workers", type=int, default=1, help="processes that read images; 0 reads between batches")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ...; by default an accelerator where there is one")
-    parser.add_argument("--dtype", help="of the weights: float32, bfloat16 or float16; by default as in evaluation")
+    parser.add_argument("--dtype", help="type of the weights: float32, bfloat16, float16; by default as in evaluation")
     parser.add_argument("--overwrite", action="store_true", help="remove another index that lies in --out")
 
 

@@ -139,19 +139,29 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     add("--boxes", type=Path, help="boxes of located findings: MS-CXR's .json or .csv, RSNA's or VinDr-CXR's .csv")
     add("--progression", type=Path, help="MS-CXR-T's .csv: how findings changed since the prior study")
     add("--radgraph", type=Path, help="RadGraph's annotations of the reports (.json): the triplets that MedKLIP learns")
-    add("--validate", type=float, default=0.1, help="share of the patients, where the corpus has no split of its own")
-    add("--test", type=float, default=0.1, help="share of the patients, likewise")
-    add("--seed", type=int, default=0, help="of the split")
+    add(
+        "--validate",
+        type=float,
+        default=0.1,
+        help="patients' share for validation, where there is no split",
+    )
+    add(
+        "--test",
+        type=float,
+        default=0.1,
+        help="patients' share for the test, where there is no split",
+    )
+    add("--seed", type=int, default=0, help="seed of a split that is drawn")
     add("--workers", type=int, help="processes; by default as many as there are processors")
 
     parser = _Parser(description=description, **style)
     kinds = parser.add_subparsers(dest="corpus", required=True)
     mimic = kinds.add_parser("mimic-cxr", parents=[common], help="MIMIC-CXR and MIMIC-CXR-JPG", **style)
-    mimic.add_argument("--image_suffix", choices=(".jpg", ".dcm", ".png"), help="of the image files; else looked up")
+    mimic.add_argument("--image_suffix", choices=(".jpg", ".dcm", ".png"), help="ending of image files; else looked up")
     roco = kinds.add_parser("roco", parents=[common], help="ROCO, its repository or the Kaggle files", **style)
     roco.add_argument("--chest_xray", action=BooleanOptionalAction, default=False, help="only chest radiographs")
     padchest_gr = kinds.add_parser("padchest-gr", parents=[common], help="PadChest-GR: sentences with boxes", **style)
-    padchest_gr.add_argument("--language", choices=LANGUAGES, default="en", help="of the report")
+    padchest_gr.add_argument("--language", choices=LANGUAGES, default="en", help="language of the reports")
     whole = {name: kinds.add_parser(name, parents=[common], help=text, **style) for name, (_, text) in WHOLE.items()}
     table = kinds.add_parser("table", parents=[common], help="any table with images and text", **style)
     table.add_argument(

@@ -175,8 +175,8 @@ def _save(
     store: Path,
     known: pa.Table,
     paths: Sequence[str] | pa.Array,
-    sizes: Sequence[int],
-    times: Sequence[int],
+    sizes: Sequence[int] | np.ndarray,
+    times: Sequence[int] | np.ndarray,
     reasons: Sequence[str | None],
 ) -> None:
     """Write `known` with the first `len(reasons)` files in place of what it said of them."""

@@ -27,7 +27,7 @@ class FindingsF1:
     metrics: dict[str, float]  # findings_f1_micro, findings_f1_macro
     per_finding: dict[str, dict[str, float]]  # CheXpert name -> precision, recall, f1, n (references that have it)
     per_study: list[float]  # F1 over the findings of each study
-    sums: np.ndarray  # (N, 2): each study's hits, and the mean of what it has and what is said; micro F1 is their ratio
+    sums: np.ndarray  # (N, 2): true positives, and (predicted + stated) / 2, of each study; micro F1 is their ratio
     protocol: dict[str, str]  # metric -> text
 
 

@@ -13,18 +13,18 @@ def gather_rows(rows: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check_contrast(pair_ids: Tensor) -> None:
-    """Refuse pairs (B,) that hold nothing to be told apart.
+    """Refuse pairs (B,) of which no two differ.
 
     Raises:
         ValueError: a single pair, or one and the same text throughout.
     """
     if len(pair_ids) < 2:
         raise ValueError(
-            "a batch of one has nothing to be told from: its contrastive loss is 0 whatever the weights. Raise "
+            "a contrastive loss needs at least two pairs: of one it is 0 whatever the weights. Raise "
             "--per_device_train_batch_size (or --contrastive_batch_size, which counts all accumulated pairs)"
         )
     if (pair_ids == pair_ids[0]).all():
         raise ValueError(
-            f"all {len(pair_ids)} texts are the same, so there is nothing to be told apart. Look at --text_columns, "
+            f"all {len(pair_ids)} texts are the same, so there is nothing to contrast. Look at --text_columns, "
             "or raise the batch size if reports repeat themselves"
         )

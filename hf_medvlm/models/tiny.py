@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 TINY_PATCH = 16
 TINY_INIT = 0.07
-"""About 1 / sqrt(width) of the tiny models: with BERT's 0.02, made for a width of 768, the image is heard late."""
+"""About 1 / sqrt(width) of the tiny models: with BERT's 0.02 the image would count only late in training."""
 
 SPECIAL_TOKENS = {
     "pad_token": "[PAD]",

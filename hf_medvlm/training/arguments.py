@@ -89,7 +89,7 @@ class DataArguments:
     encoding: str | None = option(None, "table: encoding of a text file, cp1252 say; UTF-8 or its mark by default")
     verify_images: bool = option(True, "decode every image once before training; broken ones are named and left out")
     synthetic_studies: int = option(2000, "how many studies --dataset synthetic makes")
-    synthetic_size: int = option(128, "their side in pixels")
+    synthetic_size: int = option(128, "side of the made-up images of --dataset synthetic, in pixels")
     train_studies: int | None = option(None, "use only so many studies of the training split")
     eval_studies: int | None = option(None, "use only so many studies of the validation and of the test split")
 
@@ -114,9 +114,9 @@ class MedVLMArguments(TrainingArguments):
         "before training (prepare_data.py --cache fills one too)",
     )
     logging_steps: float = option(10, "log every so many steps (below 1: a fraction of the run)")
-    eval_strategy: str = option("steps", "no, steps or epoch")
+    eval_strategy: str = option("steps", "when to evaluate: no, steps or epoch")
     eval_steps: float | None = option(0.25, "evaluate every so many steps (below 1: a fraction of the run)")
-    save_strategy: str = option("steps", "no, steps, epoch or best")
+    save_strategy: str = option("steps", "when to save a checkpoint: no, steps, epoch or best")
     save_steps: float = option(0.25, "save every so many steps (below 1: a fraction of the run)")
     save_total_limit: int | None = option(2, "keep so many checkpoints, the best one among them")
     load_best_model_at_end: bool = option(True, "end on the best checkpoint by --metric_for_best_model")

@@ -42,7 +42,7 @@ class ContrastiveArguments(MedVLMArguments):
     )
 
     frozen_epochs: float = option(0.0, "train heads and projections alone for so many epochs, then everything")
-    frozen_learning_rate: float = option(1e-4, "their learning rate meanwhile")
+    frozen_learning_rate: float = option(1e-4, "learning rate of heads and projections during --frozen_epochs")
     layer_decay: float = option(1.0, "factor on the learning rate from each block of the vision tower to the one below")
 
     def __post_init__(self) -> None:
@@ -90,7 +90,7 @@ class ContrastiveTrainer(MedVLMTrainer):
         self.add_callback(TellStep())
 
     def _check_pairs(self, rows: StudyRows) -> None:
-        """What can be told before a batch is read; a batch whose reports happen to be the same only teaches nothing."""
+        """Refuse, before a batch is read, data whose batches would hold one pair or one text alone."""
         at_once, steps = self.args.train_batch_size * self.args.world_size, self.args.gradient_accumulation_steps
         last = len(rows) // at_once % steps * at_once  # pairs of an epoch's last step, where that is a short one
         check_contrast(torch.arange(min(at_once * steps, len(rows), last or len(rows))))

@@ -31,7 +31,7 @@ def parameter_sizes(model: nn.Module) -> list[tuple[int, int, bool]]:
 
 def check_resources(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> None:
     """One line for each resource."""
-    _memory(checks, trainer)
+    _memory(checks, trainer, args)
     _disk(checks, trainer)
     _deepspeed(checks, trainer)
     _metrics(checks)
@@ -55,7 +55,7 @@ def training_bytes(sizes: list[tuple[int, int, bool]], stage: int = 0, processes
     return sum(part // share for part, share in zip((weights, gradients, moments), shares, strict=True))
 
 
-def _memory(checks: Checks, trainer: MedVLMTrainer) -> None:
+def _memory(checks: Checks, trainer: MedVLMTrainer, args: SimpleNamespace) -> None:
     stage = 0
     if trainer.args.deepspeed:
         stage = read_deepspeed(trainer.args.deepspeed).get("zero_optimization", {}).get("stage", 0)
@@ -63,9 +63,21 @@ def _memory(checks: Checks, trainer: MedVLMTrainer) -> None:
     free, where = _free_memory(trainer)
     found = f"{needed / GIB:.2f} GiB a process for weights, gradients and moments, activations on top; "
     found += f"{free / GIB:.1f} GiB free {where}"
-    way_out = "; try --gradient_checkpointing, --lora_rank, or --deepspeed ds_configs/zero3_offload.json"
     state = OK if needed < 0.8 * free else WARNING
-    checks.add(state, "memory", found + ("" if state == OK else way_out))
+    checks.add(state, "memory", found + ("" if state == OK else _save_memory(args)))
+
+
+def _save_memory(args: SimpleNamespace) -> str:
+    """What else to try: the options of this recipe that save memory and are not in use."""
+    words = {"gradient_checkpointing": "", "lora_rank": " 8", "deepspeed": " ds_configs/zero3_offload.json"}
+    values = {
+        name: value
+        for group in vars(args).values()
+        if hasattr(group, "__dict__")
+        for name, value in vars(group).items()
+    }
+    free = [f"--{name}{word}" for name, word in words.items() if name in values and not values[name]]
+    return f"; try {' or '.join(free)}" if free else "; take a smaller model or a machine with more memory"
 
 
 def _free_memory(trainer: MedVLMTrainer) -> tuple[int, str]:

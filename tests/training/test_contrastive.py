@@ -137,7 +137,7 @@ def test_the_contrastive_batch_sets_the_accumulation(tmp_path):
 
 def test_a_batch_of_one_and_equal_texts_are_refused_before_training(splits, tmp_path):
     family = build("dual_encoder", splits)
-    with pytest.raises(ValueError, match="a batch of one has nothing to be told from"):
+    with pytest.raises(ValueError, match="a contrastive loss needs at least two pairs"):
         make_trainer(family, splits, tmp_path, per_device_train_batch_size=1)
     collator = family.collator(False)
     collator.text = lambda study: "No acute process."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -40,10 +39,8 @@ def checks_of(splits, tmp_path, family="blip", **options):
     return found, checks
 
 
-def test_a_sound_run_is_ok_from_top_to_bottom_and_quick(splits, tmp_path):
-    start = time.perf_counter()
+def test_a_sound_run_is_ok_from_top_to_bottom(splits, tmp_path):
     found, checks = checks_of(splits, tmp_path, gradient_accumulation_steps=3, max_steps=10, dry_run=True)
-    assert time.perf_counter() - start < 20
     assert {state for lines in found.values() for state, _ in lines} == {OK}
     assert {"data", "leakage", "supervised", "batch", "model", "steps", "memory", "disk", "metrics"} <= set(found)
     assert "10 steps of 24 studies (8 a device x 3 accumulated x 1 processes)" in found["steps"][0][1]

@@ -11,7 +11,7 @@ micro-batches and several processes would train three different models. Hence `n
 uses its running statistics in training too, as fine-tuned detectors do, while scale and shift are trained; and
 `norm="group"` (Wu & He 2018), for networks trained from nothing, whose running statistics would say nothing, has none.
 From the last stage on it normalises the channels of each place alone, as ConvNeXt does (Liu et al. 2022): a group norm
-tells every place how the others look, and what a patch says would no longer be where it is seen.
+mixes statistics across positions, so patch features would no longer be local.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
             terms = self.loss_terms_of(rows)
             output.loss = reduce(torch.add, terms.values())
             output.loss_terms = {name: term.detach() for name, term in terms.items()}
-        elif pair_ids is not None:  # evaluation's last batch may hold one pair, which has no other to be told from
+        elif pair_ids is not None:  # evaluation's last batch may hold a single pair: nothing to contrast it with
             output.loss = rows["image_embeds"].new_zeros(())
         return output
 
@@ -328,7 +328,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
 
     def _backbone(self, pixel_values: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, C, h, w): the last ResNet stage, in BioViL-T narrowed to the pooler's width."""
-        if self.config.norm == "group":  # else the grey level drowns the picture: no group norm takes it out by channel
+        if self.config.norm == "group":  # group norm cannot remove a constant offset per channel, so standardise first
             spread, mean = torch.std_mean(pixel_values, dim=(1, 2, 3), keepdim=True)
             pixel_values = (pixel_values - mean) / (spread + 1e-6)
         hidden = self.backbone.embedder(pixel_values)

@@ -78,7 +78,7 @@ class BioViLTArguments(PartArguments, BioViLTModelArguments):
             raise ValueError(f"--task {self.task}: there are {', '.join(HEADLINES)}")
 
     def changes(self, splits: Splits) -> dict[str, Any]:
-        """What of the model's configuration the options decide: losses, the classifiers that the task needs.
+        """The fields of the model's configuration that options set: losses, the classifiers that the task needs.
 
         Progression learns the findings beside, as far as they are labelled: a change is seen in what is there.
 
@@ -116,7 +116,7 @@ class ExtractArguments(BioViLTModelArguments):
     features: str = option("image,patch,text", "any of image, patch, text")
     splits: str = option("train,validate,test", "the splits whose studies are taken, in this order")
     shard_size: int = option(1024, "studies a file, a multiple of the batch")
-    dtype: str = option("float32", "of the numbers on disk: float32, float16 or bfloat16")
+    dtype: str = option("float32", "type of the numbers on disk: float32, float16 or bfloat16")
 
 
 def load_biovil_t(

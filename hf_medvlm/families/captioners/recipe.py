@@ -54,7 +54,7 @@ class CaptioningArguments(PartArguments, ClinicalArguments, RewardArguments):
     sections: str = option(ALL_TEXT, SECTIONS_HELP)
     prompt: str = option("", "text in front of every report, given and not learnt")
     max_length: int = option(128, "tokens of a report at most, in training and in generation")
-    num_beams: int = option(1, "1: greedy search; more: beam search")
+    num_beams: int = option(1, "beams of the search for a text; 1 is greedy search")
 
 
 def load_captioner(

@@ -52,7 +52,7 @@ class ChatModelArguments(PartArguments, ClinicalArguments):
     train: str = option("connector,language", TRAIN_HELP)
     bits: int = option(16, "4 or 8: train adapters on a quantised language model (QLoRA, needs bitsandbytes)")
     max_new_tokens: int = option(256, "where generation stops if the model does not end by itself")
-    num_beams: int = option(1, "1: greedy search; more: beam search")
+    num_beams: int = option(1, "beams of the search for a text; 1 is greedy search")
 
     def __post_init__(self) -> None:
         super().__post_init__()

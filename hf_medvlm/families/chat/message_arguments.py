@@ -39,7 +39,7 @@ class MessageModelArguments(PartArguments, ClinicalArguments):
     system_prompt: str = option("", "system text of every conversation that has none")
     image_size: int = option(224, "tiny model: side of its images in pixels")
     max_new_tokens: int = option(256, "where generation stops if the model does not end by itself")
-    num_beams: int = option(1, "1: greedy search; more: beam search")
+    num_beams: int = option(1, "beams of the search for a text; 1 is greedy search")
 
     def __post_init__(self) -> None:
         super().__post_init__()

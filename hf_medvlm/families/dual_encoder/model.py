@@ -395,7 +395,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
             terms = self.loss_terms_of(rows)
             output.loss = reduce(torch.add, terms.values())
             output.loss_terms = {name: term.detach() for name, term in terms.items()}
-        elif pair_ids is not None:  # evaluation's last batch may hold one pair, which has no other to be told from
+        elif pair_ids is not None:  # evaluation's last batch may hold a single pair: nothing to contrast it with
             output.loss = rows["image_embeds"].new_zeros(())
         return output
 

@@ -60,17 +60,21 @@ class PairArguments(PartArguments):
     sections: str = option(ALL_TEXT, SECTIONS_HELP)
     max_length: int = option(256, "tokens of a text at most")
     projection_size: int | None = option(None, "width of the joint space; 512 for two towers, 64 for a tiny model")
-    vision_projection: str | None = option(None, "linear or mlp; linear by default")
-    text_projection: str | None = option(None, "linear or mlp; linear by default")
+    vision_projection: str | None = option(None, "projection of image features: linear (default) or mlp")
+    text_projection: str | None = option(None, "projection of text features: linear (default) or mlp")
     text_pooling: str | None = option(
         None,
         "cls, mean, last (decoders) or pooler (CLIP, SigLIP): how a text's tokens become one vector; by default "
         "as the text tower was trained",
     )
-    loss: str | None = option(None, "info_nce or sigmoid; the checkpoint's own, or info_nce, by default")
-    temperature: float | None = option(None, "at the start; the checkpoint's own, or 0.07, by default")
+    loss: str | None = option(
+        None, "contrastive loss: info_nce or sigmoid; by default the checkpoint's own, or info_nce"
+    )
+    temperature: float | None = option(
+        None, "temperature of the loss at the start; by default the checkpoint's, or 0.07"
+    )
     match_duplicates: bool = option(True, "equal reports match each other's images")
-    local_loss: str | None = option(None, "gloria, mgca or filip, between patches and tokens")
+    local_loss: str | None = option(None, "local loss between patches and tokens: gloria, mgca or filip")
     local_weight: float = option(1.0, "weight of the local loss")
     sentence_share: float = option(0.0, "share of the training texts of which one random sentence is taken")
     combined_weights: str = option("0.7,0.3", "weights of mean recall and AUC in the score `combined`")

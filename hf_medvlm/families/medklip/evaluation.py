@@ -158,7 +158,8 @@ class MedKlipEvaluation(Evaluation):
     def predict_images(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`probability` (B, E) of being present and `maps` (B, E, h, w).
 
-        Held-out entities are asked for beside the others, whose answers are those without them.
+        Held-out entities are queried together with the trained ones; the trained ones' answers come from a query
+        without them.
         """
         patches, grid = model.get_image_features(batch["pixel_values"], return_grid=True)
         answers = [model.query(patches)]

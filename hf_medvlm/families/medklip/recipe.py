@@ -68,8 +68,10 @@ class MedKlipArguments(PartArguments):
     unmentioned: str = option("ignore", "what an entity counts as that a report does not mention: ignore or absent")
     findings_from: str = option("report", "report: the project's rules; radgraph: its model, fetched from the Hub")
     position_weight: float = option(1.0, "weight a1 of the position loss")
-    position_temperature: float | None = option(None, "cosines over this; by default MedKLIP's raw dot products")
-    position_samples: int = option(8, "positions to choose from, one of them right")
+    position_temperature: float | None = option(
+        None, "temperature of the position loss over cosines; by default MedKLIP's dot products"
+    )
+    position_samples: int = option(8, "positions that the position loss chooses from, one of them right")
     semantic_weight: float = option(0.0, "weight a2 of the semantic loss, 1 - cosine to the description")
 
     def __post_init__(self) -> None:
@@ -79,7 +81,7 @@ class MedKlipArguments(PartArguments):
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What of the model's configuration the options decide."""
+        """The fields of the model's configuration that options set."""
         names = ("position_weight", "position_temperature", "semantic_weight")
         return {name: getattr(self, name) for name in names}
 

@@ -23,6 +23,9 @@ from transformers import AutoModelForImageTextToText, LlavaForConditionalGenerat
 
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
 
+# several launches a test, and the first one that offloads compiles DeepSpeed's operators
+pytestmark = pytest.mark.timeout(2400)
+
 # LLaVA's own command line, as the study that this recipe follows gives it; the paths and the model come on top.
 LLAVA = """--version v1 --mm_projector_type mlp2x_gelu --mm_vision_select_layer -2 --mm_use_im_start_end False
     --mm_use_im_patch_token False --image_aspect_ratio pad --group_by_modality_length True --bf16 True
@@ -84,7 +87,7 @@ def deepspeed(*words: str, cwd: Path, port: int | None = None) -> subprocess.Pop
 
 def finished(process: subprocess.Popen) -> str:
     try:
-        output, _ = process.communicate(timeout=500)
+        output, _ = process.communicate(timeout=1200)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         raise
@@ -227,7 +230,7 @@ def test_llavas_command_line_word_for_word_killed_and_resumed(data, root, tmp_pa
     wanted = losses(tmp_path / "whole")
     assert len(wanted) == 8
     killed = deepspeed(*words, "--output_dir", "cut", cwd=tmp_path)
-    deadline = time.time() + 400
+    deadline = time.time() + 1200
     while not (tmp_path / "cut" / "checkpoint-4" / "trainer_state.json").exists() and time.time() < deadline:
         assert killed.poll() is None, killed.communicate()[0][-3000:]
         time.sleep(0.2)

@@ -164,7 +164,7 @@ def test_options_that_cannot_be_are_refused(options, match):
 
 def test_batches_without_contrast_are_refused():
     model = build().train()
-    with pytest.raises(ValueError, match="a batch of one has nothing to be told from"):
+    with pytest.raises(ValueError, match="a contrastive loss needs at least two pairs"):
         model(**batch(count=1))
     with pytest.raises(ValueError, match="all 4 texts are the same"):
         model(**(batch() | {"pair_ids": torch.full((4,), 7)}))
