@@ -26,6 +26,7 @@ from hf_medvlm.training import arguments
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FAMILY_PAGES = sorted((ROOT / "hf_medvlm" / "families").glob("*/README.md"))
 # torchrun, deepspeed, accelerate, docker build, llama.cpp
 OF_OTHER_PROGRAMS = {"nproc_per_node", "num_accelerators", "help", "cpu", "network", "mmproj"}
 NEED_THE_INTERNET = ("hf", "git")
@@ -66,7 +67,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *FAMILY_PAGES], ids=lambda page: f"{page.parent.name}-{page.stem}")
 def test_links_and_anchors_lead_somewhere(page):
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r"<img[^>]+src=\"([^\"]+)\"", text):
@@ -83,8 +84,17 @@ def test_every_page_of_the_docs_is_linked_from_the_readme():
     assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text] == []
 
 
+def test_every_family_has_a_page_of_the_same_parts_which_the_readme_links():
+    families = sorted(path.parent for path in (ROOT / "hf_medvlm" / "families").glob("*/recipe.py"))
+    assert [page.parent for page in FAMILY_PAGES] == families
+    text = PAGES[0].read_text(encoding="utf-8")
+    for page in FAMILY_PAGES:
+        assert anchors(page) >= {"train", "scored-on", "expected-numbers"}, page
+        assert page.relative_to(ROOT).as_posix() in text, page
+
+
 def test_files_that_inline_code_names_are_there():
-    for page in PAGES:
+    for page in [*PAGES, *FAMILY_PAGES]:
         for name in re.findall(r"`((?:recipes|hf_medvlm|ds_configs|tests|docs|benchmarks)/[\w./]+)`", page.read_text()):
             assert (ROOT / name).exists() or "echo" in name, f"{page.name}: {name}"
 
@@ -310,7 +320,7 @@ def known_options() -> set[str]:
 
 def test_options_that_the_pages_name_exist():
     known = known_options() | OF_OTHER_PROGRAMS
-    for page in PAGES:
+    for page in [*PAGES, *FAMILY_PAGES]:
         for code in re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)):
             for name in re.findall(r"--(\w+)", code):
                 assert name in known, f"{page.name}: --{name}"
