@@ -240,7 +240,7 @@ def load_json(path: str | Path, kind: type | None = None, way_out: str = "") -> 
     with open_text(path) as handle:
         value = read_json(handle.read(), path)
     if kind is not None and not isinstance(value, kind):
-        wanted = {dict: "object", list: "list"}[kind]
+        wanted = "object" if kind is dict else "list"
         more = f"; {way_out}" if way_out else ""
         raise ValueError(f"{path}: expected one JSON {wanted}, found {type(value).__name__}{more}")
     return value

@@ -155,7 +155,7 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     add("--workers", type=int, help="processes; by default as many as there are processors")
 
     parser = _Parser(description=description, **style)
-    kinds = parser.add_subparsers(dest="corpus", required=True)
+    kinds: Any = parser.add_subparsers(dest="corpus", required=True)
     mimic = kinds.add_parser("mimic-cxr", parents=[common], help="MIMIC-CXR and MIMIC-CXR-JPG", **style)
     mimic.add_argument("--image_suffix", choices=(".jpg", ".dcm", ".png"), help="ending of image files; else looked up")
     roco = kinds.add_parser("roco", parents=[common], help="ROCO, its repository or the Kaggle files", **style)

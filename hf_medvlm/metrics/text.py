@@ -158,7 +158,7 @@ def measure(
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references; give one for each")
-    listed = [
+    listed: list[Any] = [
         (texts,) if isinstance(texts, str) or not hasattr(texts, "__len__") else tuple(texts) for texts in references
     ]
     for number, (prediction, texts) in enumerate(zip(predictions, listed, strict=True)):
