@@ -96,10 +96,10 @@ def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     if is_openai(published):
         return _read_openai(published, config.get("model_cfg", config), folder)
     if "visual.attnpool.positional_embedding" in published:
-        raise ValueError(f"{weights}: a CLIP with a ResNet, a tower that transformers has not; take one with a ViT")
+        raise ValueError(f"{file}: a CLIP with a ResNet, a tower that transformers has not; take one with a ViT")
     if not any(key.startswith("visual.trunk.") for key in published):
         raise ValueError(
-            f"{weights}: this is {describe_checkpoint(published)}, not BiomedCLIP (a timm ViT beside a BERT, with keys "
+            f"{file}: this is {describe_checkpoint(published)}, not BiomedCLIP (a timm ViT beside a BERT, with keys "
             "visual.trunk.* and text.transformer.*)"
         )
     return config_options(config.get("model_cfg", config), published, folder), from_published_keys(published)
