@@ -40,7 +40,7 @@ def check_classes(checks: Checks, trainer: MedVLMTrainer, splits: Splits) -> Non
         both = {name: pair for name, pair in counts.items() if min(pair) > 0}
         few = {name: pair for name, pair in both.items() if min(pair) < FEW_OF_A_CLASS}
         if not both:
-            way_out = "prepare_data.py --labels text reads labels from English reports"
+            way_out = "label them; prepare_data.py --labels text reads labels from English reports"
             found = f"no finding of the {split} split has studies with it and studies without it: scores by finding are"
             checks.add(WARNING, "findings", f"{found} left empty; {way_out}")
         elif few:

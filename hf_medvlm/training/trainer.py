@@ -203,6 +203,8 @@ class MedVLMTrainer(Resumable):
         if name is None or name in metrics:
             return super()._determine_best_metric(metrics, trial)
         if name in self._undefined:
+            if not (self.args.load_best_model_at_end or self.args.save_strategy == SaveStrategy.BEST):
+                return False  # nothing is chosen by it
             what = "this checkpoint is not the best"
             if self.state.best_metric is None:
                 what = self.choose_another_headline(name.removeprefix("eval_"), self.eval_dataset.studies, metrics)

@@ -150,4 +150,6 @@ def test_few_of_a_class_are_named_with_their_numbers():
     checks = Checks()
     data = Splits({"train": [], "validate": studies[:1], "test": []}, ".", "own.csv")
     check_classes(checks, SimpleNamespace(evaluation=evaluation), data)
-    assert "scores by finding are left empty; prepare_data.py --labels text reads labels" in checks.lines[0][2]
+    assert (
+        "scores by finding are left empty; label them; prepare_data.py --labels text reads labels" in checks.lines[0][2]
+    )
