@@ -69,21 +69,27 @@ def bytes_of(content: bytes, rng: Random) -> tuple[bytes, str]:
     return make(), what
 
 
+SPECIAL = {
+    "a pipe": lambda path: os.mkfifo(path),
+    "a link to /dev/zero": lambda path: path.symlink_to("/dev/zero"),
+    "a link to /dev/urandom": lambda path: path.symlink_to("/dev/urandom"),
+}
+"""What a reader may wait for without end; a process without limits leaves these out."""
+NO_FILE: dict[str, Callable[[Path], Any]] = {
+    "a folder": lambda path: path.mkdir(),
+    "a link to itself": lambda path: path.symlink_to(path),
+    "a link to nothing": lambda path: path.symlink_to("/nowhere/at/all"),
+    "missing": lambda path: None,
+}
+
+
 def special(path: Path, rng: Random) -> str:
     """Put something that is no plain file in the place of `path`."""
     if path.exists():
         path.unlink()
-    ways: list[tuple[str, Callable[[], Any]]] = [
-        ("a pipe", lambda: os.mkfifo(path)),
-        ("a folder", path.mkdir),
-        ("a link to /dev/zero", lambda: path.symlink_to("/dev/zero")),
-        ("a link to /dev/urandom", lambda: path.symlink_to("/dev/urandom")),
-        ("a link to itself", lambda: path.symlink_to(path)),
-        ("a link to nothing", lambda: path.symlink_to("/nowhere/at/all")),
-        ("missing", lambda: None),
-    ]
-    what, make = rng.choice(ways)
-    make()
+    ways = SPECIAL | NO_FILE
+    what = rng.choice(list(ways))
+    ways[what](path)
     return what
 
 

@@ -37,9 +37,13 @@ def _encoded(rng: Random) -> tuple[bytes, str]:
     return handle.getvalue(), {"JPEG": ".jpg", "BMP": ".bmp", "WEBP": ".webp"}.get(names.get(kind, ""), ".png")
 
 
+SIDES = [12_000, 30_000, 2**31 - 1]
+"""Pixels a side of a picture in a small file; the first are just few enough to be decoded."""
+
+
 def _bomb(rng: Random) -> bytes:
     """A small file of a huge picture."""
-    side = rng.choice([12_000, 30_000, 2**31 - 1])
+    side = rng.choice(SIDES)
     if rng.random() < 0.5:
         return b"BM" + bytes(12) + (40).to_bytes(4, "little") + side.to_bytes(4, "little") * 2 + bytes(32)
 

@@ -134,8 +134,8 @@ def studies_are_sound(studies: Iterable[Study]) -> bool:
             check_relative_path(image.path)
         if Study.from_dict(json.loads(json.dumps(study.to_dict()))) != study:
             return False
-        if any(word in study.text() for word in ("['", '["', "{'", '{"')):
-            return False  # a list or an object written out as a text
+        if any(word in study.text() for word in ("['", "{'")):
+            return False  # a list or an object written out as Python does
     return True
 
 
@@ -207,7 +207,7 @@ def justify_master(made: Made, result: Any) -> str | None:
     studies, _ = result
     if not studies_are_sound(studies):
         return None
-    lines = [line for line in made.target.read_bytes().decode(_encoding(made.target)).split("\n") if line.strip()]
+    lines = [line for line in made.target.read_bytes().decode(_encoding(made.target)).splitlines() if line.strip()]
     for line, study in zip(lines, studies, strict=False):
         record = json.loads(line)
         for name in ("findings", "impression", "report", "indication", "source", "licence", "comparison"):

@@ -312,6 +312,8 @@ def _typed(path: str, options: Mapping[str, Any], parser: HfArgumentParser) -> d
         action = actions[name]
         try:
             if value is None:
+                if action.default is not None and not isinstance(action.default, str):
+                    raise ValueError("a value is needed")
                 typed[name] = None
             elif isinstance(value, dict):
                 if isinstance(action.default, (int, float)) or action.nargs is not None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from hf_medvlm.data.conversations import ASSISTANT, HUMAN, IMAGE, TURNS, patient_of, read_llava, read_records
+from hf_medvlm.data.fields import id_text, plain_text
 from hf_medvlm.data.sources.vqa_rad import CLOSED, OPEN, read_vqa_rad
 from hf_medvlm.data.study import Study, StudyImage
+from hf_medvlm.errors import clipped
 
 SPEAKERS = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT, "gpt": ASSISTANT, "system": "system"}
 SLAKE_SPLITS = {"train": "train", "validate": "validate", "validation": "validate", "test": "test"}
@@ -68,7 +70,11 @@ def _from_messages(record: Mapping[str, Any], number: int) -> Study:
     if not isinstance(record["messages"], list):
         raise ValueError("messages must be a list of {role, content}")
     listed = record.get("images", record.get("image"))
+    if not (listed is None or isinstance(listed, (str, list))):
+        raise ValueError(f"images must be a list of paths, found {clipped(listed)}")
     paths = [listed] if isinstance(listed, str) else list(listed or [])
+    if not all(isinstance(path, str) for path in paths):
+        raise ValueError(f"images must be a list of paths, found {clipped(listed)}")
     turns, named = [], []
     for place, message in enumerate(record["messages"]):
         if not isinstance(message, Mapping) or message.get("role") not in SPEAKERS:
@@ -98,7 +104,7 @@ def _from_messages(record: Mapping[str, Any], number: int) -> Study:
     if not turns or turns[-1]["from"] != ASSISTANT:
         raise ValueError("the assistant must have the last word")
     others = {key: value for key, value in record.items() if key not in ("id", "messages", "images", "image")}
-    name = str(record.get("id", number))
+    name = id_text(record.get("id", number), "id")
     return Study.from_dict(
         others
         | {
@@ -112,33 +118,38 @@ def _from_messages(record: Mapping[str, Any], number: int) -> Study:
 
 
 def _from_vqa_rad(record: Mapping[str, Any], number: int) -> Study:
-    kind = str(record.get("answer_type", "")).strip().upper()
-    case = str(record.get("image_case_url") or record["image_name"])
-    return _question(
-        record, str(record.get("qid", number)), str(record["image_name"]), case, kind, None, "VQA-RAD", "CC0 1.0"
-    )
+    case = plain_text(record.get("image_case_url") or record["image_name"], "image_case_url")
+    name = id_text(record.get("qid", number), "qid")
+    return _question(record, name, record["image_name"], case, None, "VQA-RAD", "CC0 1.0")
 
 
 def _from_slake(record: Mapping[str, Any], number: int, split: str | None = None) -> Study | None:
     if record.get("q_lang") != "en":
         return None  # SLAKE asks everything in Chinese too
-    kind = str(record.get("answer_type", "")).strip().upper()
-    name = f"{split or 'slake'}-{record.get('qid', number)}"
-    patient = str(record.get("img_id", record["img_name"]))
-    return _question(record, name, str(record["img_name"]), patient, kind, split, "SLAKE", "CC BY 4.0")
+    name = f"{split or 'slake'}-{id_text(record.get('qid', number), 'qid')}"
+    patient = id_text(record.get("img_id", record["img_name"]), "img_id")
+    return _question(record, name, record["img_name"], patient, split, "SLAKE", "CC BY 4.0")
+
+
+def _told(record: Mapping[str, Any], key: str) -> str:
+    """A text, or a number as the answer to "how many", as text."""
+    value = record.get(key)
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return str(value) if number else plain_text(value, key).strip()
 
 
 def _question(
     record: Mapping[str, Any],
     name: str,
-    path: str,
+    path: Any,
     patient: str,
-    kind: str,
     split: str | None,
     source: str,
     licence: str,
 ) -> Study:
-    question, answer = str(record.get("question", "")).strip(), str(record.get("answer", "")).strip()
+    question, answer, kind = (_told(record, key) for key in ("question", "answer", "answer_type"))
+    kind = kind.upper()
+    path = plain_text(path, "the image's name")
     if not question or not answer or kind not in (CLOSED, OPEN):
         raise ValueError(
             f"a question, an answer and {CLOSED} or {OPEN} are needed, found {question!r}, {answer!r}, {kind!r}"

@@ -60,6 +60,8 @@ def read_json(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may never end
+            raise OSError("no plain file")
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
@@ -110,8 +112,11 @@ def _safetensors_header(path: Path, size: int) -> dict[str, Any]:
 def _is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except Exception as error:  # on a damaged directory zipfile raises errors of several kinds
+        raise ValueError(f"{path}: cannot be read, a damaged archive ({error}); {AGAIN}") from error
 
 
 def count_tensors(path: Path) -> int:
