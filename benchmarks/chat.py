@@ -4,6 +4,7 @@ tokenise   conversations a second: one call of the tokenizer and a mask by offse
            anew to count its tokens (the straightforward way, LLaVA's `preprocess_v1`)
 padding    share of padding in micro-batches of report lengths: random order, LLaVA's modality and length grouping,
            grouping by length, packing
+TRL        encoding and masking beside TRL's collator, where it is installed: benchmarks/chat_beside_trl.py
 train      the recipe's trainer on the 7B shape with random weights: tokens/s, peak memory and MFU with LoRA (rank 128)
            on one GPU, beside transformers' model, PEFT and the stock Trainer on the same batches; and of all of the
            language model under `ds_configs/zero3_offload.json`, whose optimizer takes 110 GiB of the machine's memory
@@ -23,6 +24,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import chat_beside_trl
 import torch
 from PIL import Image
 from transformers import LlavaConfig, LlavaForConditionalGeneration, PreTrainedTokenizerBase, Trainer
@@ -288,6 +290,7 @@ def main() -> None:
     tokenizer = make_tokenizer()
     time_tokenising(tokenizer, options.count)
     measure_padding(tokenizer, options.count)
+    chat_beside_trl.report(count=min(options.count, 256), batch=8)
     if torch.cuda.is_available() or options.small:
         time_training(options)
     else:

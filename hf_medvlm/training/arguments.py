@@ -148,9 +148,6 @@ class MedVLMArguments(TrainingArguments):
             self.fp16 = False
         if "no" in (self.save_strategy, self.eval_strategy):
             self.load_best_model_at_end = False
-        if self.early_stopping_patience and self.eval_strategy == "no":
-            say(f"--early_stopping_patience {self.early_stopping_patience}: without evaluations nothing stops the run")
-            self.early_stopping_patience = None
         # The Trainer's own push sends whatever lies in the folder, report texts among it; ours (hub.py) sends a list.
         self.push_when_done, self.push_to_hub = self.push_to_hub, False
         if self.deepspeed is not None:

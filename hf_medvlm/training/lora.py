@@ -67,6 +67,9 @@ def quantise(model: PreTrainedModel, part: nn.Module, bits: int, device: torch.d
         if bits == 4:
             new: Any = bnb.nn.Linear4bit(*shape, compute_dtype=weight.dtype, quant_type="nf4")
             new.weight = bnb.nn.Params4bit(weight, requires_grad=False, quant_type="nf4", module=new)
+            if layer.out_features % 32 or layer.in_features % 64:
+                # of a narrow model: the form that bitsandbytes repacks weights into on CPUs with AVX-512 BF16
+                new.support_avx512bf16_for_cpu = False
         else:
             new = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0)
             new.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)

@@ -49,7 +49,7 @@ PLANS = [
 ]
 FEW = "--synthetic_studies 24 --synthetic_size 64 --eval_studies 2 --dataloader_num_workers 0 --disable_tqdm True"
 STEPS = "--max_steps 2 --per_device_train_batch_size 2 --per_device_eval_batch_size 2 --gradient_accumulation_steps 1"
-STEPS += " --save_strategy no --eval_strategy no --logging_steps 1"
+STEPS += " --save_strategy no --eval_strategy steps --eval_steps 100 --load_best_model_at_end False --logging_steps 1"
 BRIEF = {  # what would only take time
     "finetune_chat": ["--max_new_tokens", "4"],
     "llava_mimic": ["--max_new_tokens", "4"],

@@ -3,7 +3,7 @@
 Positions begin again at 0 with each sample. From that, and only where there is no attention mask and no cache,
 transformers makes masks by which no sample sees another. Exact for the families of `PACKABLE` (tests compare each
 sample's loss with that of the sample alone); others are refused by name. Gemma 3 is no such family: its sliding layers
-let a sample see the one before it where there are images.
+let a sample see the one before it where there are images. Nor is Qwen3.5, whose linear attention carries a state on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ PACKABLE = (
     "internvl",
     "mistral3",
     "deepseek_vl",
+    "gemma4",
 )
 
 

@@ -206,9 +206,13 @@ def _tokenizer(name: str, folder: Path) -> Any:
 
 
 def _image_processor(name: str, folder: Path) -> Any:
-    loaded = load_image_processor(folder)
+    alone = f"{folder}: {name} reads images with torchvision only; transformers has no PIL version of it"
+    try:
+        loaded = load_image_processor(folder)
+    except (ValueError, ImportError) as error:
+        raise ValueError(alone) if "torchvision" in str(error) else error from error
     if not any(base.__name__ == "PilBackend" for base in type(loaded).__mro__):
-        raise ValueError(f"{folder}: {name} reads images with torchvision only; transformers has no PIL version of it")
+        raise ValueError(alone)
     return loaded
 
 

@@ -38,6 +38,7 @@ from hf_medvlm.models.towers import load_tower, tokens_before
 Llava = TypeVar("Llava", bound=LlavaForConditionalGeneration)
 
 TOWERS = ("clip_vision_model", "siglip_vision_model", "dinov2", "dinov2_with_registers", "dinov3_vit", "vit")
+OTHER_PROJECTORS = ("TAC", "tac")  # Libra's temporal alignment connector
 LANGUAGE_MODELS = {"llava": LlamaConfig, "llava_llama": LlamaConfig, "llava_mistral": MistralConfig}
 IGNORABLE = ("*.rotary_emb.inv_freq", "*.position_ids")
 VISION = "model.vision_tower.vision_tower.vision_model."
@@ -120,6 +121,12 @@ def original_config(
         ValueError: another language model or projector than LLaVA-1.5's.
     """
     kind = record.get("model_type")
+    if record.get("mm_projector_type") in OTHER_PROJECTORS or str(kind).startswith("libra"):
+        raise ValueError(
+            f"model_type {kind!r} with mm_projector_type {record.get('mm_projector_type')!r} is Libra, whose connector "
+            "over two radiographs is a module of its own; here there is LLaVA-1.5's mlp2x_gelu alone. Two radiographs "
+            "go into any chat model of finetune_chat.py with --prior"
+        )
     if kind not in LANGUAGE_MODELS:
         raise ValueError(f"model_type {kind!r} is no LLaVA that can be loaded; those are {', '.join(LANGUAGE_MODELS)}")
     projector = record.get("mm_projector_type", "linear")
@@ -191,6 +198,12 @@ def find_vision_tower(
     here = next((place for place in places if place != folder and (place / "config.json").is_file()), None)
     if here is not None or not fetch or not name:
         return here
+    if "biomedclip" in name.lower():  # LLaVA-Rad
+        raise ValueError(
+            f"{folder}: its vision tower {name} is published in open_clip's layout, which LLaVA's config does not "
+            "describe. Write it as a ViT once, DualEncoderModel.from_published(FOLDER).vision_tower.save_pretrained("
+            "NEW), and name it with --vision_tower NEW (docs/encoders.md)"
+        )
     try:
         return find_folder(name)
     except ValueError as error:

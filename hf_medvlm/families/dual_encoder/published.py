@@ -7,22 +7,27 @@ microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, PreTrainedConfig, PreTrainedModel, ViTConfig
 
+from hf_medvlm.families.dual_encoder.openai import is_openai, openai_config, openai_names, openai_vision, to_openai
 from hf_medvlm.families.dual_encoder.two_towers import (
     KINDS,
-    is_openai,
-    openai_config,
-    openai_names,
-    openai_vision,
     options_of,
     our_names,
     read_two_towers,
+)
+from hf_medvlm.families.dual_encoder.two_towers import (
+    PREFIXES as CLIP_PREFIXES,
+)
+from hf_medvlm.families.dual_encoder.two_towers import (
+    save_published as save_two_towers,
 )
 from hf_medvlm.models.convert.checkpoint import PICKLED, describe_checkpoint, read_json, read_state_dict
 from hf_medvlm.models.loading import load_config, model_type_of
@@ -226,13 +231,25 @@ def from_published_keys(published: dict[str, Tensor]) -> dict[str, Tensor]:
 def to_published(model: PreTrainedModel) -> dict[str, Tensor]:
     """The state dict of `model` in open_clip's layout, as BiomedCLIP's today (without the obsolete `position_ids`).
 
+    A CLIP with a ViT comes back under OpenAI's names, beside CLIP's own text tower or a BERT.
+
     Raises:
-        ValueError: the towers are not a ViT and a BERT, which is all that this layout knows.
+        ValueError: towers that this layout does not know.
     """
     kinds = model.config.vision_config.model_type, model.config.text_config.model_type
-    if kinds != ("vit", "bert"):
-        raise ValueError(f"open_clip's layout here is of a ViT and a BERT, this model has {kinds[0]} and {kinds[1]}")
     ours = {key: value.detach() for key, value in model.state_dict().items()}
+    scalars = {key: ours.pop(key).reshape(()) for key in SCALARS & ours.keys()}
+    if kinds == ("clip_vision_model", "clip_text_model"):
+        return to_openai(_clip_names(ours)) | scalars
+    if kinds == ("clip_vision_model", "bert"):
+        texts = {key: value for key, value in ours.items() if key.startswith("text_")}
+        images = {key: value for key, value in ours.items() if key not in texts}
+        return to_openai(_clip_names(images)) | {_rename(key, 0, 1): value for key, value in texts.items()} | scalars
+    if kinds != ("vit", "bert"):
+        raise ValueError(
+            f"open_clip's layout here is of a ViT or CLIP's and a BERT or CLIP's text tower, this model has {kinds[0]} "
+            f"and {kinds[1]}"
+        )
     published: dict[str, Tensor] = {}
     for key, value in ours.items():
         if ".attention.q_proj." in key:
@@ -240,5 +257,35 @@ def to_published(model: PreTrainedModel) -> dict[str, Tensor]:
             name = _rename(key.replace("attention.q_proj.", "attn.qkv."), 0, 1)
             published[name] = torch.cat(parts)
         elif not re.search(r"vision_tower\.layers\.\d+\.attention\.[kv]_proj\.", key):
-            published[_rename(key, 0, 1)] = value.reshape(()) if key in SCALARS else value
-    return published
+            published[_rename(key, 0, 1)] = value
+    return published | scalars
+
+
+def _clip_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our names -> those of transformers' CLIPModel."""
+    renamed = {}
+    for key, value in ours.items():
+        theirs, own = next((pair for pair in CLIP_PREFIXES if key.startswith(pair[1])), ("", ""))
+        renamed[theirs + key.removeprefix(own)] = value
+    return renamed
+
+
+def save_published(model: PreTrainedModel, processor: Any, folder: str | Path, like: str | Path | None = None) -> None:
+    """Write a dual encoder as it came, with the processor beside it: for transformers' own classes or for open_clip.
+
+    Args:
+        like: the open_clip folder that the model was loaded from, whose `open_clip_config.json` is kept; without it the
+            layout is that of transformers' CLIP, SigLIP or SigLIP 2.
+
+    Raises:
+        ValueError: the model has towers or projections that no such model has.
+    """
+    if like is None:
+        return save_two_towers(model, processor, folder)
+    if not (Path(like) / CONFIG_FILE).is_file():
+        raise ValueError(f"{like}: no {CONFIG_FILE} in it; name the open_clip folder that the model came from")
+    published, folder = to_published(model), Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({key: value.contiguous() for key, value in published.items()}, folder / WEIGHT_FILES[0])
+    shutil.copy(Path(like) / CONFIG_FILE, folder / CONFIG_FILE)
+    processor.tokenizer.save_pretrained(folder)

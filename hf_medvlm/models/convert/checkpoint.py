@@ -19,6 +19,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hf_medvlm.models.convert.torchscript import is_torchscript, read_torchscript
+
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
 WRAPPERS = ("state_dict", "model", "model_state_dict")  # where training scripts keep the weights beside the optimizer
 SHOWN = 8  # keys of each kind named in an error
@@ -109,16 +111,6 @@ def _safetensors_header(path: Path, size: int) -> dict[str, Any]:
     return header
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception as error:  # on a damaged directory zipfile raises errors of several kinds
-        raise ValueError(f"{path}: cannot be read, a damaged archive ({error}); {AGAIN}") from error
-
-
 def count_tensors(path: Path) -> int:
     """How many tensors a checked weight file may hold: exact for safetensors, an upper bound for pickles."""
     if path.suffix == ".safetensors":
@@ -149,7 +141,8 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """The tensors of one file on the CPU, out of a training script's wrapper and without DataParallel's `module.`.
 
     Args:
-        path: a `.safetensors` file, or a pickled `.pt`, `.pth`, `.bin` or `.ckpt`, read with `weights_only=True`.
+        path: a `.safetensors` file, or a pickled `.pt`, `.pth`, `.bin` or `.ckpt`, read with `weights_only=True`; of a
+            TorchScript archive the tensors alone.
 
     Raises:
         ValueError: no such file, an unknown ending, a file that cannot be read or wants code run, no tensors in it.
@@ -158,15 +151,12 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     if path.is_file() and path.suffix not in (".safetensors", *PICKLED):
         raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r}")
     check_weight_file(path)
-    if _is_torchscript(path):
-        raise ValueError(
-            f"{path}: a TorchScript archive, which holds a program, and that is not run. Where you trust it, save its "
-            "weights alone: torch.save(torch.jit.load(PATH).state_dict(), NEW)"
-        )
-    loaded: Any
+    has_program = path.suffix in PICKLED and is_torchscript(path)
     try:
         if path.suffix == ".safetensors":
             loaded = load_file(path)
+        elif has_program:  # which is not run
+            loaded = read_torchscript(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

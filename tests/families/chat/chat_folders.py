@@ -132,6 +132,9 @@ def _qwen(folder: Path, kind: str, **vision: Any) -> Path:
     rope = {"rope_theta": 10000.0, "rope_type": "default", "mrope_section": [2, 2, 2]}
     text = TEXT | {"vocab_size": len(tokenizer), "rope_parameters": rope}
     text |= {} if is_2_5 else {"head_dim": 12}
+    if kind == "qwen3_5":
+        text |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2}
+        text |= {"linear_num_value_heads": 4, "layer_types": ["linear_attention", "full_attention"]}
     tower = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "patch_size": patch}
     tower |= {"out_hidden_size": 48, "spatial_merge_size": 2, "temporal_patch_size": 2} | vision
     config = {"model_type": kind, "text_config": text, "vision_config": tower, "tie_word_embeddings": True}
@@ -151,6 +154,36 @@ def qwen2_5_vl(folder: Path) -> Path:
 
 def qwen3_vl(folder: Path) -> Path:
     return _qwen(folder, "qwen3_vl", deepstack_visual_indexes=[0], num_position_embeddings=16)
+
+
+def qwen3_5(folder: Path) -> Path:
+    """Every other layer a linear attention, as published."""
+    return _qwen(folder, "qwen3_5", num_position_embeddings=16)
+
+
+def gemma4(folder: Path) -> Path:
+    """Images of any aspect ratio, up to 70 soft tokens; without the audio tower that some sizes have."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>"]
+    special += ["<end_of_image>", "<image_soft_token>", "<start_of_audio>", "<end_of_audio>", "<audio_soft_token>"]
+    extra = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    extra |= {"boa_token": "<start_of_audio>", "eoa_token": "<end_of_audio>", "audio_token": "<audio_soft_token>"}
+    special.append("<|video|>")
+    tokenizer = make_tokenizer(special, "<bos>", "<eos>", "<pad>", adds_bos=True, extra_special_tokens=extra)
+    words = len(tokenizer)
+    text = TEXT | {"vocab_size": words, "head_dim": 12, "global_head_dim": 12, "sliding_window": 16}
+    text |= {"vocab_size_per_layer_input": words, "hidden_size_per_layer_input": 8, "pad_token_id": 0}
+    text |= {"layer_types": ["sliding_attention", "full_attention"]}
+    vision = VISION | {"num_key_value_heads": 4, "head_dim": 8, "patch_size": 7, "position_embedding_size": 64}
+    config = {"model_type": "gemma4", "text_config": text, "vision_config": vision, "audio_config": None}
+    config |= {"boi_token_id": 6, "eoi_token_id": 7, "image_token_id": 8, "boa_token_id": 9, "eoa_token_index": 10}
+    config |= {"audio_token_id": 11, "video_token_id": 12}
+    image = {"image_processor_type": "Gemma4ImageProcessor", "patch_size": 7, "max_soft_tokens": 70}
+    processor = {"processor_class": "Gemma4Processor", "image_processor": image, "image_seq_length": 70}
+    processor["feature_extractor"] = {"feature_extractor_type": "Gemma4AudioFeatureExtractor"}
+    processor["video_processor"] = {"video_processor_type": "Gemma4VideoProcessor", "patch_size": 7}
+    return write_folder(
+        folder, config, tokenizer, GEMMA.replace("<start_of_image>", "<image_soft_token>"), processor, [1, 5]
+    )
 
 
 def gemma3(folder: Path) -> Path:
@@ -317,7 +350,9 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     for function in (
         qwen2_5_vl,
         qwen3_vl,
+        qwen3_5,
         gemma3,
+        gemma4,
         smolvlm,
         idefics3,
         internvl,

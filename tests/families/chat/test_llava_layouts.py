@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import published_layouts as layouts
 import pytest
 import torch
 import transformers as t
@@ -137,3 +138,34 @@ def test_a_tower_without_rows_of_patches_is_refused(tmp_path):
     t.ResNetModel(t.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="a resnet; LLaVA reads the patches .* clip_vision_model, siglip_vision_model"):
         original_config(t.LlavaConfig, {"model_type": "llava", "mm_projector_type": "mlp2x_gelu"}, {}, tmp_path)
+
+
+def test_llava_rad_names_its_tower_and_takes_it_once_it_is_a_vit(tmp_path):
+    """BiomedCLIP-CXR in open_clip's layout: the last block but one, no final norm, no class token."""
+    from hf_medvlm import DualEncoderModel
+
+    folder = llava_folder(tmp_path / "llava-rad", "biomedclip_cxr_518")
+    with pytest.raises(ValueError, match="biomedclip_cxr_518 is published in open_clip's layout.*--vision_tower NEW"):
+        LlavaReporter.from_published(folder)
+    published = DualEncoderModel.from_published(layouts.biomedclip(tmp_path / "biomedclip"))
+    published.vision_tower.save_pretrained(tmp_path / "vit")
+    record = json.loads((folder / "config.json").read_text()) | {"mm_hidden_size": 192}
+    (folder / "config.json").write_text(json.dumps(record))
+    for file in sorted(folder.glob("*.bin")):
+        weights = torch.load(file, weights_only=True)
+        if "model.mm_projector.0.weight" in weights:
+            torch.save(weights | {"model.mm_projector.0.weight": torch.randn(32, 192).bfloat16()}, file)
+    model = LlavaReporter.from_published(folder, vision_tower=tmp_path / "vit").eval()
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        states = published.eval().vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+        expected = model.model.multi_modal_projector(states[:, 1:])[0]
+        found = model.model.get_image_features(pixels, return_dict=True).pooler_output[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", [{"mm_projector_type": "TAC"}, {"model_type": "libra_llama"}])
+def test_libra_is_refused_by_name(change, tmp_path):
+    record = {"model_type": "llava", "mm_projector_type": "mlp2x_gelu"} | change
+    with pytest.raises(ValueError, match="is Libra, whose connector.*--prior"):
+        original_config(t.LlavaConfig, record, {}, clip_folder(tmp_path))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import shutil
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -290,6 +292,18 @@ def test_folders_without_a_chat_processor_are_refused_by_name(tmp_path: Path, fo
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(ValueError, match="'bert'"):
         load_processor(tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="with torchvision they may load")
+@pytest.mark.parametrize("name", ["Lfm2Vl", "PerceptionLM", "Cohere2Vision"])
+def test_a_family_without_a_pil_processor_is_one_line(name: str, folders: dict[str, Path], tmp_path: Path) -> None:
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(folders["llava"] / file, tmp_path)
+    record = {"image_processor_type": f"{name}ImageProcessor", "processor_class": f"{name}Processor"}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=f"{name}Processor reads images with torchvision only") as refused:
+        load_processor(tmp_path)
+    assert "\n" not in str(refused.value)
 
 
 def test_a_processor_without_a_template_is_refused(qwen: Any) -> None:

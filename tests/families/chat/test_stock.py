@@ -19,6 +19,7 @@ from hf_medvlm.families.chat.messages import encode_batch, encode_with_prompts
 from hf_medvlm.families.chat.packed_rows import PACKABLE, ROTARY, check_packable, pack_rows
 from hf_medvlm.families.chat.stock import ChatObjective, load_stock
 from hf_medvlm.families.chat.turns import as_messages
+from hf_medvlm.training.lora import quantise
 from hf_medvlm.training.objective import TokenObjective
 from hf_medvlm.training.parts import PARTS, add_part_lora, parts_of, set_trainable
 
@@ -194,3 +195,22 @@ def test_a_saved_model_opens_in_a_python_without_this_package(tmp_path: Path) ->
     with torch.no_grad():
         own = model(input_ids=processor(text=[text], return_tensors="pt").input_ids).logits.double().sum().item()
     assert float(ended.stdout.split()[-1]) == pytest.approx(own, abs=1e-6)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_narrow_layers_run_quantised_in_training_and_in_evaluation(bits: int, tmp_path: Path) -> None:
+    """48 wide: bitsandbytes' form for CPUs with AVX-512 BF16 takes multiples of 32 and 64 alone."""
+    pytest.importorskip("bitsandbytes")
+    folder = FAMILIES["qwen2_5_vl"](tmp_path)
+    model, processor = load_stock(folder, torch.float32), load_processor(folder)
+    parts = parts_of(model)
+    quantise(model, model.get_submodule(parts.decoder), bits, torch.device("cpu"))
+    set_trainable(model, parts, ("connector", "language"))
+    adapted = add_part_lora(model, parts, 4, 8, 0.0, ("connector", "language"))
+    batch = encode_batch(*samples("qwen2_5_vl"), processor)
+    trained = ChatObjective()(adapted.train(), batch).loss
+    trained.backward()
+    assert all(p.grad is not None for key, p in adapted.named_parameters() if "lora_B" in key)
+    with torch.no_grad():
+        scored = ChatObjective()(adapted.eval(), batch).loss
+    assert scored.item() == pytest.approx(trained.item(), rel=0.02)

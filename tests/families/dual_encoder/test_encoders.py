@@ -16,8 +16,8 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.families.dual_encoder.model import DualEncoderModel
+from hf_medvlm.families.dual_encoder.published import save_published, to_published
 from hf_medvlm.families.dual_encoder.recipe import PairArguments, load_dual_encoder
-from hf_medvlm.families.dual_encoder.two_towers import save_published
 from hf_medvlm.models.encoding import IMAGE_INPUTS, encode_image, encode_text
 from hf_medvlm.models.loading import load_processor, load_strictly
 from hf_medvlm.models.tiny import train_tokenizer
@@ -310,7 +310,24 @@ def openai_layout(model: t.CLIPModel) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in theirs.items()}
 
 
-@pytest.mark.parametrize("layout", ["OpenAI's .pt", "open_clip"])
+class Scripted(torch.nn.Module):
+    """What OpenAI's archive is: modules with the weights under their names, and a program."""
+
+    def __init__(self, weights: dict[str, torch.Tensor]):
+        super().__init__()
+        for key, value in weights.items():
+            first, _, rest = key.partition(".")
+            if not rest:
+                setattr(self, first, torch.nn.Parameter(value) if value.is_floating_point() else value)
+        for first in {key.partition(".")[0] for key in weights if "." in key}:
+            inner = {key.removeprefix(f"{first}."): v for key, v in weights.items() if key.startswith(f"{first}.")}
+            self.add_module(first, Scripted(inner))
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels
+
+
+@pytest.mark.parametrize("layout", ["OpenAI's .pt", "TorchScript", "open_clip"])
 def test_openais_layout(layout, tmp_path, splits, tokenizer):
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 96}
     text = sizes | {"vocab_size": len(tokenizer), "max_position_embeddings": 16, "eos_token_id": tokenizer.eos_token_id}
@@ -324,15 +341,88 @@ def test_openais_layout(layout, tmp_path, splits, tokenizer):
         (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": {}}))
         torch.save(weights, tmp_path / "open_clip_pytorch_model.bin")
     else:
-        weights |= {"input_resolution": torch.tensor(32), "context_length": torch.tensor(16)}
-        torch.save(weights, tmp_path / "ViT-B-32.pt")
+        more = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(16)}
+        more["transformer.resblocks.0.attn_mask"] = torch.zeros(16, 16)
+        if layout == "TorchScript":
+            torch.jit.script(Scripted(weights | more)).save(str(tmp_path / "ViT-B-32.pt"))
+        else:
+            torch.save(weights | more, tmp_path / "ViT-B-32.pt")
     model, processor = load(str(tmp_path), splits)
+    back = to_published(model)
+    assert back.keys() == weights.keys() and all(torch.equal(back[key], value) for key, value in weights.items())
     rows = StudyRows(splits.train)
     batch = PairCollator(processor, splits.image_folder, sections="findings")([rows[i] for i in range(3)])
     assert batch["input_ids"].shape[1] <= 16
     with torch.no_grad():
         expected = stock(input_ids=batch["input_ids"], pixel_values=batch["pixel_values"]).logits_per_image
         torch.testing.assert_close(model.eval()(**batch).logits_per_image, expected, atol=1e-4, rtol=0)
+
+
+def naive_clip(weights: dict[str, torch.Tensor], pixels: torch.Tensor, patch: int) -> torch.Tensor:
+    """OpenAI's image tower written out, one head of 64 and the plain GELU, from its published names."""
+    layer_norm, linear = torch.nn.functional.layer_norm, torch.nn.functional.linear
+
+    def norm(states: torch.Tensor, name: str) -> torch.Tensor:
+        return layer_norm(states, states.shape[-1:], weights[f"{name}.weight"], weights[f"{name}.bias"])
+
+    states = torch.nn.functional.conv2d(pixels, weights["visual.conv1.weight"], stride=patch).flatten(2).mT
+    cls = weights["visual.class_embedding"].expand(len(pixels), 1, -1)
+    states = norm(torch.cat((cls, states), 1) + weights["visual.positional_embedding"], "visual.ln_pre")
+    for number in range(2):
+        block = f"visual.transformer.resblocks.{number}."
+        joint = linear(
+            norm(states, f"{block}ln_1"), weights[f"{block}attn.in_proj_weight"], weights[f"{block}attn.in_proj_bias"]
+        )
+        query, key, value = joint.chunk(3, -1)
+        heard = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1) @ value
+        states = states + linear(heard, weights[f"{block}attn.out_proj.weight"], weights[f"{block}attn.out_proj.bias"])
+        wide = linear(
+            norm(states, f"{block}ln_2"), weights[f"{block}mlp.c_fc.weight"], weights[f"{block}mlp.c_fc.bias"]
+        )
+        wide = torch.nn.functional.gelu(wide)
+        states = states + linear(wide, weights[f"{block}mlp.c_proj.weight"], weights[f"{block}mlp.c_proj.bias"])
+    return norm(states[:, 0], "visual.ln_post") @ weights["visual.proj"]
+
+
+def test_open_clips_vit_beside_a_bert(tmp_path, splits, tokenizer):
+    """open_clip's `CustomTextCLIP`: OpenAI's names for the images, transformers' for the texts; there and back."""
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 1, "intermediate_size": 96}
+    vision = sizes | {"image_size": 32, "patch_size": 8, "hidden_act": "gelu"}
+    text = {"vocab_size": len(tokenizer), "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+    stock = t.CLIPModel(t.CLIPConfig(text_config=text | {"intermediate_size": 8}, vision_config=vision)).eval()
+    images = {key: value for key, value in openai_layout(stock).items() if key.startswith("visual.")}
+    bert = t.BertModel(t.BertConfig(**sizes, vocab_size=len(tokenizer)), add_pooling_layer=False).eval()
+    projection = {"text.proj.0.weight": torch.randn(288, 64), "text.proj.2.weight": torch.randn(512, 288)}
+    texts = {f"text.transformer.{key}": value for key, value in bert.state_dict().items()}
+    weights = images | texts | projection | {"logit_scale": torch.tensor(3.0)}
+    weights = {key: value.detach().clone() for key, value in weights.items()}
+    folder = tmp_path / "published"
+    folder.mkdir()
+    torch.save(weights, folder / "open_clip_pytorch_model.bin")
+    text_cfg = {"hf_model_name": "nobody/bert", "hf_proj_type": "mlp", "hf_pooler_type": "cls_last_hidden_state_pooler"}
+    cfg = {"embed_dim": 512, "vision_cfg": {"image_size": 32}, "text_cfg": text_cfg | {"context_length": 20}}
+    preprocess = {"mean": ODD["image_mean"], "std": ODD["image_std"]}
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": cfg, "preprocess_cfg": preprocess}))
+    tokenizer.save_pretrained(folder)
+    model, processor = load(str(folder), splits)
+    assert list(processor.image_processor.image_mean) == ODD["image_mean"]
+    rows = StudyRows(splits.train)
+    batch = PairCollator(processor, splits.image_folder, sections="findings")([rows[i] for i in range(3)])
+    with torch.no_grad():
+        seen = naive_clip(weights, batch["pixel_values"], 8)
+        states = bert(batch["input_ids"], batch["attention_mask"]).last_hidden_state[:, 0]
+        read = (
+            torch.nn.functional.gelu(states @ projection["text.proj.0.weight"].T) @ projection["text.proj.2.weight"].T
+        )
+        unit = torch.nn.functional.normalize
+        expected = weights["logit_scale"].exp() * unit(seen, dim=-1) @ unit(read, dim=-1).T
+        torch.testing.assert_close(model.eval()(**batch).logits_per_image, expected, atol=1e-4, rtol=0)
+    assert np.isfinite(train(model, processor, splits)).all()
+    save_published(model, processor, tmp_path / "back", like=folder)
+    again, _ = load(str(tmp_path / "back"), splits)
+    same_outputs(model, again, processor, splits)
+    with pytest.raises(ValueError, match="no open_clip_config.json"):
+        save_published(model, processor, tmp_path / "elsewhere", like=tmp_path)
 
 
 def test_a_causal_tower_read_at_its_first_token_is_stopped(tmp_path, splits, tokenizer):
