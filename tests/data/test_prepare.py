@@ -264,8 +264,8 @@ def test_yaml_sets_defaults_and_the_command_line_wins(tmp_path):
         (["--min_character", "3"], "", "unknown option '--min_character'; did you mean '--min_characters'"),
         ([], "min_caracters: 3", r"x\.yaml: unknown key 'min_caracters'; did you mean 'min_characters'"),
         ([], "chest_xray: true", r"x\.yaml: unknown key 'chest_xray'"),  # ROCO's
-        ([], "- 1", "options are `name: value` lines, found a list"),
-        ([], "a: [", r"x\.yaml: cannot be read as YAML"),
+        ([], "- 1", "expected .name: value. lines, found a list"),
+        ([], "a: [", r"x\.yaml:1: not YAML"),
         (["--size", "512"], "", "--size is the longer side of the copies that --convert png makes"),
         (["--min_characters", "0"], "", "--min_characters must be at least 1"),
     ],
