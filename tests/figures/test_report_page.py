@@ -224,7 +224,7 @@ def test_hostile_studies_show_as_text_and_run_nothing(driver, tmp_path):
     (images / "empty.png").write_bytes(b"")
     odd = [
         {"study_id": HOSTILE, "patient_id": HOSTILE, "reference": HOSTILE, "prediction": HOSTILE, "images": names},
-        {"study_id": "zero", "images": ["empty.png"], "reference": "\ud800 lone", "prediction": "x"},
+        {"study_id": "zero", "images": ["empty.png"], "reference": "\ufffd lone", "prediction": "x"},
         {"study_id": "climbs", "images": ["../out/run.json", "/etc/passwd"], "reference": "", "prediction": ""},
         {"study_id": "bare", "images": [], "reference": "No image.", "prediction": "None."},
         {"study_id": "long", "images": ["p0.png"], "reference": "edema " * 3334, "prediction": "word" * 5000},
