@@ -30,7 +30,7 @@ FAMILY_PAGES = sorted((ROOT / "hf_medvlm" / "families").glob("*/README.md"))
 # torchrun, deepspeed, accelerate, docker build, llama.cpp
 OF_OTHER_PROGRAMS = {"nproc_per_node", "num_accelerators", "help", "cpu", "network", "mmproj"}
 NEED_THE_INTERNET = ("hf", "git")
-SHELL = ("export", "cd", "ls", "open")
+SHELL = ("export", "cd", "ls", "open", "find")
 
 
 def blocks(page: Path, language: str) -> list[str]:
