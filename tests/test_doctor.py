@@ -64,7 +64,7 @@ def test_push_dry_run_lists_and_sends_nothing(tmp_path, capsys):
     (folder / "config.json").write_text(json.dumps({}))
     main(["push", str(folder), "me/x", "--dry_run"])
     names = [line.split()[-1] for line in capsys.readouterr().out.splitlines()]
-    assert names == ["README.md", "config.json"]
+    assert names == ["README.md", "config.json", "model.safetensors"]
 
 
 def test_bad_input_ends_in_one_line(tmp_path, capsys):

@@ -23,6 +23,7 @@ from hf_medvlm.__main__ import COMMANDS as COMMANDS_OF_OURS
 from hf_medvlm.__main__ import _parse, main
 from hf_medvlm.data.study import write_jsonl
 from hf_medvlm.training import arguments
+from hf_medvlm.training.checkpoints import write_manifest
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -135,10 +136,14 @@ class Parsed(Exception):
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
-    """A folder like a checkout in which one run has been made; recipes can be imported."""
+    """A folder like a checkout in which one run was stopped behind a checkpoint; recipes can be imported."""
     for name in ("recipes", "ds_configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    (tmp_path / "runs" / "finetune_blip" / "1").mkdir(parents=True)
+    checkpoint = tmp_path / "runs" / "finetune_blip" / "1" / "checkpoint-1"
+    checkpoint.mkdir(parents=True)
+    for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"):
+        (checkpoint / name).write_text("{}")
+    write_manifest(checkpoint, step=1, processes=1, zero_stage=None)
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     monkeypatch.chdir(tmp_path)
 
@@ -304,7 +309,8 @@ def known_options() -> set[str]:
     from hf_medvlm.training.legacy import RENAMED
 
     found = set()
-    for path in sorted((ROOT / "recipes").glob("*.py")) + sorted((ROOT / "hf_medvlm").rglob("*.py")):
+    places = (ROOT / "recipes", ROOT / "benchmarks", ROOT / "hf_medvlm")
+    for path in sorted(path for place in places for path in place.rglob("*.py")):
         found |= set(re.findall(r"^    (\w+): [^=\n]+= option\(", path.read_text(), re.MULTILINE))
         found |= set(re.findall(r"add(?:_argument)?\(\s*\"--(\w+)\"", path.read_text()))
     found |= set(arguments.MedVLMArguments.__dataclass_fields__) | set(RENAMED) | {"config", "num_processes"}
