@@ -152,6 +152,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r}")
     check_weight_file(path)
     has_program = path.suffix in PICKLED and is_torchscript(path)
+    loaded: Any
     try:
         if path.suffix == ".safetensors":
             loaded = load_file(path)
