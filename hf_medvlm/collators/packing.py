@@ -12,13 +12,18 @@ from hf_medvlm.labels import IGNORE_INDEX
 Sample = dict[str, list[int]]
 
 
-def pad(samples: Sequence[Sample], pad_token_id: int, left: bool = False) -> dict[str, Tensor]:
+def pad(samples: Sequence[Sample], pad_token_id: int | None, left: bool = False) -> dict[str, Tensor]:
     """`input_ids`, `attention_mask` and `labels`, all (B, T), T the longest sample.
 
     Args:
         samples: `input_ids` and `labels`, equally long.
         left: padding in front, as `generate` wants it.
+
+    Raises:
+        ValueError: the tokenizer has no padding token.
     """
+    if pad_token_id is None:
+        raise ValueError("the tokenizer has no padding token; name one in its tokenizer_config.json (pad_token)")
     width = max(len(sample["input_ids"]) for sample in samples)
     batch = {
         "input_ids": torch.full((len(samples), width), pad_token_id),

@@ -68,6 +68,8 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
             os.fsync(handle.fileno())
         os.replace(beside, path)
     except OSError as error:
+        if error.filename is not None and Path(os.fsdecode(error.filename)) not in (beside, path, path.parent):
+            raise  # another file, which was read for what is written here
         raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
     finally:
         beside.unlink(missing_ok=True)

@@ -25,6 +25,7 @@ from hf_medvlm.data.sources.rexgradient import load_rexgradient
 from hf_medvlm.data.sources.roco import load_roco
 from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.sources.vindr import load_vindr
+from hf_medvlm.errors import clipped
 from hf_medvlm.shipped import find_shipped
 
 WHOLE: Mapping[str, tuple[Callable[[Path], Corpus], str]] = {
@@ -110,7 +111,7 @@ class _Parser(ArgumentParser):
     """One whose errors are `ValueError`s of one line; those of its subcommands too."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(message)
+        raise ValueError(message if len(message) < 900 else clipped(message))
 
 
 def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]]:

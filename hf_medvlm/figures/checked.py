@@ -1,113 +1,14 @@
-"""What the files of a run may hold, checked when they are read: a run's folder travels, and its files are edited.
-
-A kind is a function of a value and of its place. It returns the value, or raises `ValueError` with what was found.
-"""
+"""What the files of a run may hold, of which the figures, the page and the card are made."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
 from typing import Any
 
-from hf_medvlm.errors import clipped
+from hf_medvlm.data.checked import Kind, anything, count, either, many, named, number, record, state, text
 
-Kind = Callable[[Any, str], Any]
+__all__ = ["INFO", "PREDICTION", "RESULTS", "STATE", "Kind"]
 
-
-def _wrong(value: Any, place: str, wanted: str) -> ValueError:
-    return ValueError(f"{place} must be {wanted}, found {clipped(value)}; run the evaluation again")
-
-
-def number(value: Any, place: str) -> Any:
-    """A number or null."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or abs(value) > 1e300):
-        if not (isinstance(value, float) and not math.isfinite(value)):
-            raise _wrong(value, place, "a number or null")
-    return value
-
-
-def count(value: Any, place: str) -> Any:
-    """A whole number or null."""
-    if value is not None and (type(value) is not int or not 0 <= value < 2**53):
-        raise _wrong(value, place, "a whole number or null")
-    return value
-
-
-def text(value: Any, place: str) -> Any:
-    """A text, a number or null."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):
-        raise _wrong(value, place, "a text")
-    return value
-
-
-def state(value: Any, place: str) -> Any:
-    """1, 0, -1 or null."""
-    if value is not None and (isinstance(value, (bool, str)) or value not in (-1, 0, 1)):
-        raise _wrong(value, place, "1, 0, -1 or null")
-    return value
-
-
-def anything(value: Any, place: str) -> Any:
-    """What is only shown."""
-    return value
-
-
-def many(kind: Kind, length: int | None = None) -> Kind:
-    """A list of one kind, or null."""
-
-    def check(value: Any, place: str) -> Any:
-        if value is None:
-            return None
-        if not isinstance(value, list) or length not in (None, len(value)):
-            raise _wrong(value, place, "a list" if length is None else f"a list of {length}")
-        return [kind(part, f"{place}[{number}]") for number, part in enumerate(value)]
-
-    return check
-
-
-def named(kind: Kind) -> Kind:
-    """An object of one kind, or null."""
-
-    def check(value: Any, place: str) -> Any:
-        if value is None:
-            return None
-        if not isinstance(value, Mapping):
-            raise _wrong(value, place, "an object")
-        return {name: kind(part, f"{place} {name!r:.60}") for name, part in value.items()}
-
-    return check
-
-
-def record(needed: str = "", /, **kinds: Kind) -> Kind:
-    """An object whose keys have kinds of their own; other keys are kept as they are.
-
-    Args:
-        needed: keys that must be there, divided by blanks.
-    """
-
-    def check(value: Any, place: str) -> Any:
-        if not isinstance(value, Mapping):
-            raise _wrong(value, place, "an object")
-        missing = [name for name in needed.split() if value.get(name) is None]
-        if missing:
-            raise ValueError(f"{place} has no {', '.join(missing)}; run the evaluation again")
-        return {n: kinds[n](part, f"{place} {n!r}") if n in kinds else part for n, part in value.items()}
-
-    return check
-
-
-def either(*kinds: Kind) -> Kind:
-    """The first kind that fits; the last one says what is wrong."""
-
-    def check(value: Any, place: str) -> Any:
-        for kind in kinds[:-1]:
-            try:
-                return kind(value, place)
-            except ValueError:
-                continue
-        return kinds[-1](value, place)
-
-    return check
+numbers = many(number)
 
 
 def _curve(value: Any, place: str) -> Any:
@@ -141,7 +42,6 @@ def _matrix(value: Any, place: str) -> Any:
     return value
 
 
-numbers = many(number)
 _counts = record("tp fp fn tn", tp=count, fp=count, fn=count, tn=count)
 _error = record(kind=text, finding=text)
 _cell = record("rate errors of", rate=number, errors=count, of=count, low=number, high=number)

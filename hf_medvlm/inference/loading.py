@@ -11,11 +11,29 @@ from typing import Any
 
 import torch
 
+from hf_medvlm.data.checked import either, flag, length, many, named, number, record, words
 from hf_medvlm.data.files import load_json
+from hf_medvlm.errors import library_errors
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.models.attention import take_kernels_of_any_shape
 from hf_medvlm.models.loading import model_type_of
+
+WRITTEN = record(
+    max_length=length,
+    max_new_tokens=length,
+    num_beams=length,
+    prompt=words,
+    template=words,
+    system_prompt=words,
+    text_encoder=words,
+    autocast=words,
+    findings=many(words),
+    thresholds=named(number),
+    held_out=named(many(number)),
+    options=named(either(words, flag, many(words))),
+)
+"""What `inference.json` may hold."""
 
 
 def load(
@@ -49,7 +67,13 @@ def load(
     where = torch.device(device) if device is not None else _accelerator()
     take_kernels_of_any_shape(where)
     half = None if dtype is not None else settings.get("autocast")
-    predictor = family.load_predictor(folder, settings, _dtype(dtype))
+    try:
+        with library_errors(f"{folder}: cannot be used", "compare its files with the originals"):
+            predictor = family.load_predictor(folder, settings, _dtype(dtype))
+    except ValueError as error:
+        if str(folder) in str(error):
+            raise
+        raise ValueError(f"{folder}: {error}") from error
     predictor.model.to(where)
     predictor.weights = folder
     predictor.folder, predictor.batch_size = Path(run_or_checkpoint), batch_size
@@ -120,7 +144,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     for place in (folder, folder.parent) if folder.name.startswith("checkpoint-") else (folder,):
         path = place / SETTINGS
         if path.is_file():
-            settings = load_json(path, dict)
+            settings = WRITTEN(load_json(path, dict), f"{path}:")
             return settings
     return {}
 

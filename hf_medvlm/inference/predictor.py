@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
+from hf_medvlm.errors import library_errors
 from hf_medvlm.evaluation.base import Evaluation
 from hf_medvlm.evaluation.maps import over_image
 from hf_medvlm.inference.pictures import Picture, as_studies, open_picture
@@ -182,6 +183,17 @@ class Predictor:
         answers = [self.tell(outputs)["prediction"] for outputs in self._outputs(pictures, None, questions)]
         return answers if many else answers[0]
 
+    @contextmanager
+    def library_errors(self) -> Iterator[None]:
+        """What a library raises on the values of this checkpoint's configuration becomes a sentence that names it."""
+        try:
+            with library_errors(f"{self.folder}: its model or processor cannot be used", "compare its files"):
+                yield
+        except ValueError as error:
+            if str(self.folder) in str(error):
+                raise
+            raise ValueError(f"{error} (asked of {self.folder})") from error
+
     # -- what the commands ask -----------------------------------------------------------------------------------------
 
     def see(self, image_folder: str | Path | Mapping[str, Image.Image], priors: Iterable[Study] = ()) -> None:
@@ -190,11 +202,12 @@ class Predictor:
 
     def collate(self, rows: list[Row], question: str = "") -> dict[str, Any]:
         """The batch of studies without their texts."""
-        return self.evaluation.collate_images(rows)
+        with self.library_errors():
+            return self.evaluation.collate_images(rows)
 
     def predict(self, batch: dict[str, Any]) -> list[Outputs]:
         """What the model makes of each study of a batch."""
-        with torch.inference_mode(), self._precision():
+        with torch.inference_mode(), self._precision(), self.library_errors():
             outputs = self.evaluation.predict_images(self.model, self._to_device(batch))
         arrays = {
             name: (value.float() if value.is_floating_point() else value).cpu().numpy()
@@ -268,9 +281,9 @@ class Predictor:
             self.see(named, [*studies, *priors])
             for start in range(0, len(studies), self.batch_size):
                 block = range(start, min(start + self.batch_size, len(studies)))
-                found += self.predict(
-                    self._batch([Row(studies[n], n) for n in block], [*questions[start : block.stop]])
-                )
+                rows = [Row(studies[n], n) for n in block]
+                with self.library_errors():
+                    found += self.predict(self._batch(rows, [*questions[start : block.stop]]))
         return found
 
     def _batch(self, rows: list[Row], questions: list[str]) -> dict[str, Any]:

@@ -29,11 +29,13 @@ from transformers import (
 )
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_medvlm.models.convert.checkpoint import check_finite, check_weight_file, count_tensors, read_json
+from hf_medvlm.models.pixel_numbers import check_pixels
 
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -236,6 +238,24 @@ def _check_depth(folder: Path, record: Any, tensors: int) -> None:
         _check_depth(folder, value, tensors)
 
 
+SMALL = 200 * 2**20
+"""Bytes of weights, below which a config of the usual size would build a model that is far too large for them."""
+
+
+def _check_size(model_class: Any, folder: Path, size: int) -> None:
+    """Refuse small weights with a config of a large model, such as one that has lost a part and takes its defaults."""
+    if size > SMALL or not hasattr(model_class, "from_config") or is_deepspeed_zero3_enabled():
+        return
+    config = load_config(folder)
+    with clear_errors(folder, "config.json"), torch.device("meta"):
+        parameters = sum(parameter.numel() for parameter in model_class.from_config(config).parameters())
+    if parameters > 8 * size:
+        raise ValueError(
+            f"{folder / 'config.json'}: it describes a model of {parameters:,} parameters, but the weights have "
+            f"{size:,} bytes. Take config.json and weights of one and the same model"
+        )
+
+
 def load_strictly(
     model_class: type[Model],
     path: str | Path,
@@ -258,6 +278,7 @@ def load_strictly(
     folder = find_folder(path)
     record, files = read_config(folder), weight_files(folder)
     _check_depth(folder, record, sum(map(count_tensors, files)))
+    _check_size(model_class, folder, sum(file.stat().st_size for file in files))
     name = getattr(model_class, "__name__", str(model_class))
     with clear_errors(folder, f"weights, read as {name},"):
         loaded: Any = model_class.from_pretrained(
@@ -376,6 +397,7 @@ def load_image_processor(path: str | Path, image_size: int | None = None) -> Bas
             processor = AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
         except ImportError:  # an architecture that transformers reads with torchvision alone (DINOv3)
             processor = _on_pillow(folder)
+    check_pixels(processor, folder)
     if image_size is not None:
         processor.size = {"height": image_size, "width": image_size}
         if getattr(processor, "do_center_crop", False):
@@ -405,4 +427,6 @@ def load_processor(path: str | Path, processor_class: type[ProcessorMixin] | Any
         if (folder / name).is_file():
             read_json(folder / name)
     with clear_errors(folder, "processor"):
-        return processor_class.from_pretrained(folder, backend="pil", trust_remote_code=False)
+        processor = processor_class.from_pretrained(folder, backend="pil", trust_remote_code=False)
+    check_pixels(getattr(processor, "image_processor", processor), folder)
+    return processor

@@ -26,7 +26,7 @@ from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_availa
 
 from hf_medvlm.data.files import read_yaml
 from hf_medvlm.data.secrets import masked_command
-from hf_medvlm.errors import library_errors
+from hf_medvlm.errors import clipped, library_errors
 from hf_medvlm.shipped import find_shipped
 from hf_medvlm.training.checkpoints import checkpoint_to_resume
 from hf_medvlm.training.deepspeed import (
@@ -173,7 +173,7 @@ class _Parser(HfArgumentParser):
     """One whose errors are one line, without the usage of two hundred options."""
 
     def error(self, message: str) -> NoReturn:
-        raise SystemExit(f"{self.prog}: {message}")
+        raise SystemExit(f"{self.prog}: {message if len(message) < 900 else clipped(message)}")
 
 
 def split_names(text: str) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def _each(path: Path, records: list[Any], read: Any, **options: Any) -> list[Stu
 
 def _from_messages(record: Mapping[str, Any], number: int) -> Study:
     """`{"messages": [{"role", "content"}], "images": [path, ...]}`; images named in blocks count too."""
-    if not isinstance(record["messages"], list):
+    if not isinstance(record.get("messages"), list):
         raise ValueError("messages must be a list of {role, content}")
     listed = record.get("images", record.get("image"))
     if not (listed is None or isinstance(listed, (str, list))):
@@ -77,7 +77,8 @@ def _from_messages(record: Mapping[str, Any], number: int) -> Study:
         raise ValueError(f"images must be a list of paths, found {clipped(listed)}")
     turns, named = [], []
     for place, message in enumerate(record["messages"]):
-        if not isinstance(message, Mapping) or message.get("role") not in SPEAKERS:
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if not isinstance(role, str) or role not in SPEAKERS:
             raise ValueError(f"message {place} must be {{role, content}} with a role of {', '.join(SPEAKERS)}")
         content = message.get("content")
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
@@ -118,17 +119,17 @@ def _from_messages(record: Mapping[str, Any], number: int) -> Study:
 
 
 def _from_vqa_rad(record: Mapping[str, Any], number: int) -> Study:
-    case = plain_text(record.get("image_case_url") or record["image_name"], "image_case_url")
+    case = plain_text(record.get("image_case_url") or record.get("image_name"), "image_case_url")
     name = id_text(record.get("qid", number), "qid")
-    return _question(record, name, record["image_name"], case, None, "VQA-RAD", "CC0 1.0")
+    return _question(record, name, record.get("image_name"), case, None, "VQA-RAD", "CC0 1.0")
 
 
 def _from_slake(record: Mapping[str, Any], number: int, split: str | None = None) -> Study | None:
     if record.get("q_lang") != "en":
         return None  # SLAKE asks everything in Chinese too
     name = f"{split or 'slake'}-{id_text(record.get('qid', number), 'qid')}"
-    patient = id_text(record.get("img_id", record["img_name"]), "img_id")
-    return _question(record, name, record["img_name"], patient, split, "SLAKE", "CC BY 4.0")
+    patient = id_text(record.get("img_id") or record.get("img_name"), "img_id")
+    return _question(record, name, record.get("img_name"), patient, split, "SLAKE", "CC BY 4.0")
 
 
 def _told(record: Mapping[str, Any], key: str) -> str:

@@ -21,6 +21,11 @@ def prompt_tokenizer(tokenizer: PreTrainedTokenizerBase, last: str | None = None
     """
     from tokenizers import processors
 
+    if tokenizer.cls_token is None:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: the tokenizer has no cls_token, which a report begins with; name one in its "
+            "tokenizer_config.json"
+        )
     tokens = [tokenizer.cls_token, *([] if last is None else [last])]
     backend = copy.deepcopy(tokenizer.backend_tokenizer)
     backend.no_padding()

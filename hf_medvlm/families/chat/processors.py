@@ -23,6 +23,7 @@ from transformers.processing_utils import MODALITY_TO_AUTOPROCESSOR_MAPPING
 
 from hf_medvlm.models.convert.checkpoint import read_json
 from hf_medvlm.models.loading import clear_errors, find_folder, load_image_processor, load_tokenizer
+from hf_medvlm.models.pixel_numbers import check_pixels
 
 VIDEO = "video_processor"
 CLASS_FILES = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
@@ -118,7 +119,9 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
     if loaded.tokenizer.pad_token is None:
         loaded.tokenizer.pad_token = loaded.tokenizer.eos_token
     loaded.video_settings = video
-    loaded.template_date = datetime.fromisoformat(date) if date else datetime.now().replace(microsecond=0)
+    check_pixels(getattr(loaded, "image_processor", None), folder)
+    with clear_errors(folder, "template_date"):
+        loaded.template_date = datetime.fromisoformat(date) if date else datetime.now().replace(microsecond=0)
     loaded.stop_token_ids = _stop_ids_of_folder(folder) or _ids(loaded.tokenizer.eos_token_id)
     return loaded
 

@@ -26,6 +26,7 @@ from transformers.initialization import no_init_weights
 
 from hf_medvlm.models.convert.checkpoint import load_weights, read_json, read_state_dict
 from hf_medvlm.models.loading import (
+    clear_errors,
     find_folder,
     has_image_processor,
     load_config,
@@ -72,7 +73,8 @@ def load_published(
     dtype = dtype or torch.float32
     if "vision_config" in record and "mm_vision_tower" not in record and "mm_projector_type" not in record:
         settings = {key: value for key, value in record.items() if key not in ("model_type", "architectures", "dtype")}
-        config = config or config_class.from_dict(settings)
+        with clear_errors(folder, "config.json"):
+            config = config or config_class.from_dict(settings)
         if shapes_only:
             with torch.device("meta"):
                 return cls._from_config(config, dtype=dtype)
