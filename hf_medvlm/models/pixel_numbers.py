@@ -37,11 +37,8 @@ def check_pixels(processor: Any, folder: str | Path) -> None:
         raise wrong("rescale_factor", factor, "a number above 0")
     for name in ("size", "crop_size"):
         value = getattr(processor, name, None)
-        sides = dict(value) if isinstance(value, Mapping) or hasattr(value, "keys") else {}
-        sides = {key: side for key, side in sides.items() if key in ("height", "width")} or {
-            key: side for key, side in sides.items() if key in ("shortest_edge", "longest_edge")
-        }
-        for key, side in sides.items():
+        for key in ("height", "width", "shortest_edge", "longest_edge"):
+            side = value.get(key) if isinstance(value, Mapping) else getattr(value, key, None)
             most = LARGEST_SIDE if key in ("height", "width") else LARGEST_SIDE**2  # some count pixels there
             if side is not None and not (type(side) is int and 1 <= side <= most):
                 raise wrong(f"{name}.{key}", side, "a whole number of pixels")
