@@ -5,6 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from multiprocessing import RawValue
+from multiprocessing.context import get_spawning_popen
+from typing import Any
 
 import numpy as np
 
@@ -40,10 +43,23 @@ class StudyRows(Sequence):
 
     def __init__(self, studies: Iterable[Study]) -> None:
         self.table = studies if isinstance(studies, StudyTable) else to_dataset(studies)
-        self.epoch = 0
+        self._epoch = RawValue("q", 0)  # workers that outlive an epoch see the next one
+
+    @property
+    def epoch(self) -> int:
+        return self._epoch.value
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self._epoch.value = epoch
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A worker that is started shares the epoch; any other copy has its own."""
+        shared = get_spawning_popen() is not None
+        return self.__dict__ | {"_epoch": self._epoch if shared else self.epoch}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        epoch = state["_epoch"]
+        self.__dict__.update(state | {"_epoch": RawValue("q", epoch) if isinstance(epoch, int) else epoch})
 
     def __len__(self) -> int:
         return len(self.table)

@@ -100,7 +100,7 @@ class MedVLMArguments(TrainingArguments):
 
     Defaults that differ: a numbered output folder; evaluation and a checkpoint four times a run, the best one kept;
     `logging_steps` 10; `dataloader_drop_last` in training, so that any number of processes sees the same batches;
-    private Hub repositories; the CPU where there is no accelerator.
+    private Hub repositories; the CPU where there is no accelerator; workers by the cores (`loading.py`).
     """
 
     vision_lr: float | None = option(None, "learning rate of the vision tower; --learning_rate by default")
@@ -121,6 +121,9 @@ class MedVLMArguments(TrainingArguments):
     save_total_limit: int | None = option(2, "keep so many checkpoints, the best one among them")
     load_best_model_at_end: bool = option(True, "end on the best checkpoint by --metric_for_best_model")
     remove_unused_columns: bool = option(False, "leave this off: collators read whole studies")
+    dataloader_num_workers: int | None = option(
+        None, "processes that load the data; by default from the cores and processes here, none for a small data set"
+    )
     dataloader_drop_last: bool = option(True, "training leaves out an epoch's last, smaller batch")
     hub_private_repo: bool | None = option(True, "push to a private repository")
     hub_public_acknowledged: bool = option(
@@ -146,6 +149,8 @@ class MedVLMArguments(TrainingArguments):
         if self.fp16 and self.use_cpu:
             say("--fp16 True: float16 training needs a GPU; training goes on in float32")
             self.fp16 = False
+        self.workers_asked = self.dataloader_num_workers is not None
+        self.dataloader_num_workers = self.dataloader_num_workers or 0
         if "no" in (self.save_strategy, self.eval_strategy):
             self.load_best_model_at_end = False
         # The Trainer's own push sends whatever lies in the folder, report texts among it; ours (hub.py) sends a list.

@@ -18,6 +18,7 @@ from hf_medvlm.models.preprocessing import describe_pixels
 from hf_medvlm.training.arguments import split_names
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.image_cache import check_image_cache
+from hf_medvlm.training.loading import check_loading
 from hf_medvlm.training.preflight_resources import check_resources, parameter_sizes
 from hf_medvlm.training.preflight_scores import check_classes, check_headline
 
@@ -41,6 +42,8 @@ def preflight(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> 
     _best_metric(checks, trainer)
     check_headline(checks, trainer, splits)
     check_classes(checks, trainer, splits)
+    if trainer.args.dry_run:
+        check_loading(checks, trainer)
     check_image_cache(checks, trainer.data_collator, splits, trainer.args)
     if hasattr(trainer, "check_family"):
         trainer.check_family(checks)

@@ -39,6 +39,7 @@ from hf_medvlm.training.checkpoints import (
 from hf_medvlm.training.folders import RUN_FILE
 from hf_medvlm.training.image_cache import use_image_cache
 from hf_medvlm.training.interrupt import leave, listening, stopped_at_once
+from hf_medvlm.training.loading import choose_workers
 from hf_medvlm.training.lora import is_adapted, write_merged
 from hf_medvlm.training.machines import check_once
 from hf_medvlm.training.preflight import preflight
@@ -123,6 +124,7 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
     main_process = trainer.is_world_process_zero()
     if not splits.validate and not training.evaluate_only:
         train_without_evaluation(trainer)
+    choose_workers(training, len(splits.train))
     checks = preflight(trainer, splits, args)
     if main_process:
         print(checks.text(), flush=True)

@@ -30,7 +30,7 @@ def checks_of(splits, tmp_path, family="blip", **options):
         evaluation=made.evaluation,
         train_dataset=StudyRows(splits.train),
         eval_dataset=StudyRows(splits.validate),
-        processing_class=made.evaluation.tokenizer,
+        processing_class=getattr(made.evaluation, "tokenizer", None),
     )
     checks = preflight(trainer, splits, SimpleNamespace(training=training))
     found = {}
