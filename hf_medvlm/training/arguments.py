@@ -121,7 +121,7 @@ class MedVLMArguments(TrainingArguments):
     save_total_limit: int | None = option(2, "keep so many checkpoints, the best one among them")
     load_best_model_at_end: bool = option(True, "end on the best checkpoint by --metric_for_best_model")
     remove_unused_columns: bool = option(False, "leave this off: collators read whole studies")
-    dataloader_num_workers: int | None = option(
+    dataloader_num_workers: int | None = option(  # type: ignore[assignment]  # None until the data are known
         None, "processes that load the data; by default from the cores and processes here, none for a small data set"
     )
     dataloader_drop_last: bool = option(True, "training leaves out an epoch's last, smaller batch")

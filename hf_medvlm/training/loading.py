@@ -61,7 +61,7 @@ def check_loading(checks: Checks, trainer: MedVLMTrainer) -> None:
         checks.add(OK, "loader", f"{found}: the loader will wait for the model")
         return
     ways = "--image_cache" if not args.image_cache else "more cores"
-    if args.dataloader_num_workers < available_cores() - 1:
+    if (args.dataloader_num_workers or 0) < available_cores() - 1:
         ways += " or more --dataloader_num_workers"
     state = OK if args.device.type == "cpu" else WARNING
     checks.add(state, "loader", f"{found}: the model will wait {1 - loaded / taken:.0%} of the time; {ways} would help")
@@ -70,7 +70,7 @@ def check_loading(checks: Checks, trainer: MedVLMTrainer) -> None:
 def loader_rate(trainer: MedVLMTrainer, seconds: float = SECONDS) -> float:
     """Studies a second of the training loader, without its start."""
     args, collate = trainer.args, trainer.data_collator
-    workers, size = args.dataloader_num_workers, args.per_device_train_batch_size
+    workers, size = args.dataloader_num_workers or 0, args.per_device_train_batch_size
     loader = DataLoader(
         trainer.train_dataset,
         batch_size=min(size, len(trainer.train_dataset)),
