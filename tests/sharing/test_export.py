@@ -83,7 +83,8 @@ def test_writers_open_in_a_fresh_python_with_the_same_logits(saved, tmp_path, ca
     assert any(key.startswith("language_model.model.layers.") for key in keys)
 
 
-def test_an_adapter_is_merged(saved, tmp_path):
+@pytest.mark.slow
+def test_an_adapter_is_merged_and_opens_in_a_fresh_python(saved, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForImageTextToText
 
@@ -105,6 +106,13 @@ def test_an_adapter_is_merged(saved, tmp_path):
     with torch.no_grad():
         wanted = adapted.eval()(**batch["prompts"]).logits
     torch.testing.assert_close(merged, wanted, rtol=1e-3, atol=1e-4)
+    inputs = {key: value for key, value in batch["prompts"].items() if isinstance(value, torch.Tensor)}
+    torch.save({"inputs": inputs, "logits": wanted}, tmp_path / "probe.pt")
+    code = [sys.executable, "-c", PLAIN, str(tmp_path / "merged")]
+    ended = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    name, difference = ended.stdout.split()
+    assert name == "LlavaForConditionalGeneration" and float(difference) < 1e-3
     plain = load(base)
     assert (answers(plain, plain.model, batch) - merged).abs().max() > 1e-2, "the adapter changes something"
     record = json.loads((adapter / "adapter_config.json").read_text())
