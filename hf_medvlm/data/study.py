@@ -28,6 +28,8 @@ def check_relative_path(path: str) -> str:
     if not isinstance(path, str) or not path.strip():
         raise ValueError(f"an image path must be a non-empty text, got {path!r}")
     pure, windows = PurePosixPath(path), PureWindowsPath(path)
+    if "\0" in path or len(path) > 4000 or any(len(part.encode("utf-8", "replace")) > 255 for part in pure.parts):
+        raise ValueError(f"image path {path!r:.100} is longer than any file's, or holds a NUL")
     if pure.is_absolute() or windows.drive or windows.root or ".." in pure.parts or ".." in windows.parts:
         raise ValueError(
             f"image path {path!r} leaves the image folder; write paths relative to --image_folder, without '..'"

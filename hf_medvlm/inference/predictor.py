@@ -267,7 +267,9 @@ class Predictor:
 
     def _each(self, images: Any, previous: Any, answer: Any) -> Any:
         pictures, priors, many = _as_list(images, previous)
-        answers = [answer(self.tell(outputs)) for outputs in self._outputs(pictures, priors)]
+        told = self._outputs(pictures, priors)
+        with self.library_errors():
+            answers = [answer(self.tell(outputs)) for outputs in told]
         return answers if many else answers[0]
 
     def _outputs(

@@ -238,7 +238,7 @@ def parse(
     for word in unknown:
         if word.startswith("--"):
             raise SystemExit(f"{parser.prog}: {unknown_name(word.split('=')[0], [f'--{name}' for name in known])}")
-        raise SystemExit(f"{parser.prog}: {word!r} is no option; options begin with '--'")
+        raise SystemExit(f"{parser.prog}: {clipped(word)!r} is no option; options begin with '--'")
     if "save_strategy" not in explicit and "eval_strategy" in explicit and values.eval_strategy != "no":
         # The best checkpoint can be kept only where a checkpoint is saved at each evaluation.
         values.save_strategy = values.eval_strategy

@@ -43,9 +43,9 @@ def is_torchscript(path: str | Path) -> bool:
     Raises:
         ValueError: a zip whose directory cannot be read.
     """
-    if not zipfile.is_zipfile(path):
-        return False
     try:
+        if not zipfile.is_zipfile(path):
+            return False
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except Exception as error:  # on a damaged directory zipfile raises errors of several kinds
