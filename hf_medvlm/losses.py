@@ -213,12 +213,14 @@ def patch_evidence(
     prior = targets.float().mean(1).log()  # (B,)
     texts, scale = text_embeds.detach(), torch.as_tensor(logit_scale).detach()
 
-    def row(image: Tensor, own: Tensor) -> Tensor:
+    def row(image: Tensor, matches: Tensor) -> Tensor:
         scores = (scale * image @ texts.mT).log_softmax(-1)  # (P, B)
-        return scores.masked_fill(~own, float("-inf")).logsumexp(-1)
+        return scores.masked_fill(~matches, float("-inf")).logsumexp(-1)
 
     rows = zip(patch_embeds, targets, strict=True)  # one by one, as in `filip_similarity`
-    return torch.stack([checkpoint(row, image, own, use_reentrant=False) for image, own in rows]) - prior[:, None]
+    return (
+        torch.stack([checkpoint(row, image, matches, use_reentrant=False) for image, matches in rows]) - prior[:, None]
+    )
 
 
 def token_alignment(aligned: Tensor, token_embeds: Tensor, attention_mask: Tensor, kind: str = "cosine") -> Tensor:

@@ -28,14 +28,14 @@ def checkout_commit() -> str | None:
     root = PACKAGE.parent
     if not (root / ".git").exists():
         return None
-    said = []
+    answers = []
     for question in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"]):
         try:
             asked = subprocess.run(["git", "-C", str(root), *question], capture_output=True, text=True, timeout=60)
         except (OSError, subprocess.TimeoutExpired):
             return None
-        said.append(asked.stdout.strip() if asked.returncode == 0 else "")
-    commit, changed = said
+        answers.append(asked.stdout.strip() if asked.returncode == 0 else "")
+    commit, changed = answers
     return commit + "+" * bool(changed) if commit else None
 
 

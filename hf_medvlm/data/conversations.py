@@ -124,9 +124,9 @@ def _chosen_images(study: Study, views: str) -> list[StudyImage]:
 
 def without_repeats(indication: str, answer: str) -> str:
     """The sentences of the indication that the answer does not hold: what is to be written is never shown."""
-    said = _letters(answer)
+    answered = _letters(answer)
     sentences = re.split(r"(?<=[.!?;])\s+", indication.strip())
-    return " ".join(sentence for sentence in sentences if sentence and _letters(sentence) not in said)
+    return " ".join(sentence for sentence in sentences if sentence and _letters(sentence) not in answered)
 
 
 def _letters(text: str) -> str:

@@ -167,8 +167,8 @@ def pair_reports(references: ReportTexts, predictions: ReportTexts, missing: str
     kept = [n for n in references.texts if n not in set(blank) and (missing == EMPTY or n in predictions.texts)]
     if not kept:
         raise ValueError(f"{references.path}: every reference that has a prediction is empty")
-    said = [predictions.texts.get(name, "") for name in kept]
-    empty = [name for name, text in zip(kept, said, strict=True) if not text.strip()]
+    predicted = [predictions.texts.get(name, "") for name in kept]
+    empty = [name for name, text in zip(kept, predicted, strict=True) if not text.strip()]
     if empty:
         notes.append(f"empty predictions, scored as they are: {len(empty)}: {_some(empty)}")
     patients = [references.patients[name] or predictions.patients.get(name, "") for name in kept]
@@ -180,7 +180,7 @@ def pair_reports(references: ReportTexts, predictions: ReportTexts, missing: str
             for name, patient in zip(kept, patients, strict=True)
         ],
         references=[references.texts[name] for name in kept],
-        predictions=said,
+        predictions=predicted,
         saw_prior=[predictions.saw_prior.get(name) for name in kept],
         left_out=left_out,
         notes=notes,

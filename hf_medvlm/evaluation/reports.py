@@ -63,9 +63,9 @@ def score_reports(
     scores.state(["sentence_bleu4"], facts.TEXT, "smoothed BLEU-4 of one study, 13a tokens")
     systems = baseline_texts(texts, train_reports)
     scores.baselines = text_baselines(texts, references, train_reports)
-    for system, said in systems.items():
-        scores.baselines[system] |= findings_f1(said, references).metrics
-        scores.baselines[system] |= audit(said, references, saw_prior=shown, resamples=0).metrics
+    for system, system_texts in systems.items():
+        scores.baselines[system] |= findings_f1(system_texts, references).metrics
+        scores.baselines[system] |= audit(system_texts, references, saw_prior=shown, resamples=0).metrics
     scores.figures = {"per_finding": findings.per_finding, "audit": audited.per_finding}
     if clinical_metrics:
         compute = partial(clinical_scores, references=references, weights=clinical_weights, judge=judge)
@@ -81,8 +81,8 @@ def score_reports(
         scores.figures[MISSING] = missing
         per_study |= result.per_study
         computed = [name for name in clinical_metrics if name not in missing]
-        for system, said in systems.items() if clinical_baselines and computed else ():
-            found = on_main_process(partial(compute, computed, said))
+        for system, system_texts in systems.items() if clinical_baselines and computed else ():
+            found = on_main_process(partial(compute, computed, system_texts))
             scores.baselines[system] |= found[0].values
     scores.predictions = [
         _line(study, *pair, prior, errors, {name: values[number] for name, values in per_study.items()})

@@ -88,7 +88,8 @@ class RetrievalEvaluation(Evaluation):
     def class_counts(self, studies: Sequence[Study]) -> dict[str, tuple[int, int]]:
         states = [study.labels for study in studies]
         counts = {
-            name: tuple(sum(own.get(name) == state for own in states) for state in (1, 0)) for name in self.findings
+            name: tuple(sum(labels.get(name) == state for labels in states) for state in (1, 0))
+            for name in self.findings
         }
         return {name: (present, absent) for name, (present, absent) in counts.items()}
 

@@ -141,8 +141,8 @@ class TextEvaluation(Evaluation):
         for row in batch["shown"].nonzero().flatten().tolist() if not sharded else ():
             text = self.text_of(generated[row].cpu().numpy())
             phrases = written_findings(text)[:SHOWN_FINDINGS]
-            told = phrase_maps(look, model, self.tokenizer, batch["prompts"], row, text, phrases)
-            found |= {(row, place): told[phrase] for place, phrase in enumerate(phrases)}
+            drawn = phrase_maps(look, model, self.tokenizer, batch["prompts"], row, text, phrases)
+            found |= {(row, place): drawn[phrase] for place, phrase in enumerate(phrases)}
         shape = next((grid.shape for grid in found.values()), (0, 0))
         maps = torch.full((len(generated), SHOWN_FINDINGS, *shape), float("nan"))
         for (row, place), grid in found.items():

@@ -165,14 +165,14 @@ def _same_studies(first: str, ours: Mapping[str, Any], second: str, theirs: Mapp
     """Refuse runs of other studies, or of the same ones with other references."""
     alone = [sorted(ours.keys() - theirs.keys()), sorted(theirs.keys() - ours.keys())]
     if any(alone):
-        said = [
+        differences = [
             f"{len(ids)} only in {n} ({', '.join(ids[:SHOWN])})"
             for n, ids in zip((first, second), alone, strict=True)
             if ids
         ]
         raise ValueError(
-            f"{first} and {second} were scored on other studies: {'; '.join(said)}; score both on one data set with "
-            "`hf-medvlm evaluate`"
+            f"{first} and {second} were scored on other studies: {'; '.join(differences)}; score both on one data "
+            "set with `hf-medvlm evaluate`"
         )
     for study, line in ours.items():
         other = theirs[study]
@@ -197,8 +197,10 @@ def _agreement(line: Mapping[str, Any]) -> float | None:
         predicted = {name: int(margin > 0) for name, margin in (line.get("zero_shot") or {}).items()}
     asked = bool(line.get("probabilities") or line.get("zero_shot"))
     relations: dict[str, str] = compare(reference, predicted, labelled_only=asked)
-    said, true = (line.get(f"progression_{side}") or {} for side in ("prediction", "reference"))
-    relations |= {f"{n} over time": "agree" if said.get(n) == state else "contradict" for n, state in true.items()}
+    predicted_change, true = (line.get(f"progression_{side}") or {} for side in ("prediction", "reference"))
+    relations |= {
+        f"{n} over time": "agree" if predicted_change.get(n) == state else "contradict" for n, state in true.items()
+    }
     return agreement(relations)
 
 

@@ -219,10 +219,10 @@ def _study(number: int, prediction: Mapping[str, Any], maps: list[str]) -> dict[
 
 def _changes(prediction: Mapping[str, Any]) -> list[list[str]]:
     """[finding over time, reference, prediction, relation] for a model that tells progression."""
-    said, true = (prediction.get(f"progression_{side}") or {} for side in ("prediction", "reference"))
+    predicted, true = (prediction.get(f"progression_{side}") or {} for side in ("prediction", "reference"))
     return [
-        [f"{name} over time", true[name], said[name], "agree" if true[name] == said[name] else "contradict"]
-        for name in said
+        [f"{name} over time", true[name], predicted[name], "agree" if true[name] == predicted[name] else "contradict"]
+        for name in predicted
         if name in true
     ]
 
@@ -230,10 +230,10 @@ def _changes(prediction: Mapping[str, Any]) -> list[list[str]]:
 def _views(prediction: Mapping[str, Any]) -> list[str]:
     """The view of each image; the study's own `view` is that of its only image, and of several is only a filter."""
     images = prediction.get("images") or []
-    own = [image.get("view") if isinstance(image, Mapping) else None for image in images]
-    if len(own) == 1:
-        own = [own[0] or prediction.get("view")]
-    return [str(view or "") for view in own]
+    views = [image.get("view") if isinstance(image, Mapping) else None for image in images]
+    if len(views) == 1:
+        views = [views[0] or prediction.get("view")]
+    return [str(view or "") for view in views]
 
 
 def _pack_map(name: str, values: Any, maps: list[str]) -> dict[str, Any]:

@@ -93,11 +93,11 @@ class Demo:
                 for name, p in sorted(likely.items(), key=lambda pair: -pair[1])
             ]
             if "ground" in can:
-                said = {
+                described = {
                     "probabilities": likely,
                     "findings_prediction": {f["name"]: int(f["present"]) for f in found["findings"]},
                 }
-                phrases = model.shown_phrases(said, MAPS)
+                phrases = model.shown_phrases(described, MAPS)
                 found["maps"] = [self._map(picture, phrase) for phrase in phrases]
         if self.index is not None and "embed" in can:
             rows = self.index.nearest(model.embed([picture]), NEIGHBOURS, model.device)[0]
@@ -262,8 +262,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         limit = MOST_BYTES if self.path == "/look" else 1 << 16
         if not length.isdigit() or int(length) > limit:
-            told = f"This file is larger than {limit >> 20} MB." if self.path == "/look" else "This is too long."
-            return self._send(413, {"error": told}, close=True)
+            reason = f"This file is larger than {limit >> 20} MB." if self.path == "/look" else "This is too long."
+            return self._send(413, {"error": reason}, close=True)
         body = self.rfile.read(int(length))
         try:
             self._send(200, calls[self.path](body))

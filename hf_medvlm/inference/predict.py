@@ -122,11 +122,11 @@ def predict_studies(
         _join(predictor, found, folder, settings, options)
     state.wait_for_everyone()
     rejected = [Rejected(**json.loads(line)) for line in _lines(folder / REJECTED)]
-    told = sum(1 for _ in _lines(folder / PREDICTIONS))
-    if not told:
+    count = sum(1 for _ in _lines(folder / PREDICTIONS))
+    if not count:
         first = next((entry for entry in rejected if entry.study_id), None)
         raise ValueError(f"none of {len(found.studies)} studies can be read; the first: {first}")
-    return Predicted(folder, told, rejected)
+    return Predicted(folder, count, rejected)
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
@@ -175,14 +175,14 @@ def _write_parts(
     bar.close()
 
 
-def _write_part(folder: Path, part: range, told: list[tuple[dict[str, Any], np.ndarray | None]]) -> None:
-    embeddings = [embedding for _, embedding in told if embedding is not None]
+def _write_part(folder: Path, part: range, written: list[tuple[dict[str, Any], np.ndarray | None]]) -> None:
+    embeddings = [embedding for _, embedding in written if embedding is not None]
     path = _part_file(folder, part)
     if embeddings:
         with atomic_open(path.with_suffix(".safetensors"), "wb") as handle:
             handle.write(save({"image_embeds": np.stack(embeddings)}))
     with atomic_open(path) as handle:  # last: a part is there when this is
-        handle.writelines(json.dumps(without_nan(line), ensure_ascii=False) + "\n" for line, _ in told)
+        handle.writelines(json.dumps(without_nan(line), ensure_ascii=False) + "\n" for line, _ in written)
 
 
 class _Reader:
@@ -217,16 +217,16 @@ def _tell(
 ) -> Iterator[tuple[Row, dict[str, Any], np.ndarray | None]]:
     """(row, its line of predictions.jsonl, its embedding or None) of each row of a batch."""
     outputs: list[Outputs] = predictor.predict(batch)
-    said = [predictor.tell(output) for output in outputs]
+    descriptions = [predictor.tell(output) for output in outputs]
     shown: list[dict[str, Any]] = [{} for _ in rows]
     if options.maps and "ground" in predictor.abilities:
-        phrases = [predictor.shown_phrases(told, options.maps) for told in said]
-        texts = [told["prediction"] for told in said] if "report" in predictor.abilities else []
+        phrases = [predictor.shown_phrases(described, options.maps) for described in descriptions]
+        texts = [described["prediction"] for described in descriptions] if "report" in predictor.abilities else []
         shown = [
             {text: thumbnail_map(grid, size, predictor.image_processor) for text, grid in grids.items()}
             for grids, size in zip(predictor.find(batch, phrases, texts), sizes, strict=True)
         ]
-    for row, output, told, maps in zip(rows, outputs, said, shown, strict=True):
+    for row, output, described, maps in zip(rows, outputs, descriptions, shown, strict=True):
         study = row.study
         line = {
             "study_id": study.study_id,
@@ -235,9 +235,9 @@ def _tell(
             "map_image": study.images.index(study.frontal) if study.frontal else 0,
         }
         if options.embeddings_only:
-            told = {}
+            described = {}
         asked = {"question": options.question} if options.question else {}
-        yield row, line | asked | told | ({"maps": maps} if maps else {}), output.get("image_embeds")
+        yield row, line | asked | described | ({"maps": maps} if maps else {}), output.get("image_embeds")
 
 
 # -- together ----------------------------------------------------------------------------------------------------------
@@ -305,7 +305,7 @@ def _describe(
     found: NewStudies,
     settings: Mapping[str, Any],
     options: PredictOptions,
-    told: int,
+    count: int,
     rejected: int,
 ) -> dict[str, Any]:
     return {
@@ -316,7 +316,7 @@ def _describe(
         "model_hash": settings["model"],
         "dataset": found.name,
         "image_folder": str(found.image_folder.resolve()),
-        "studies": told,
+        "studies": count,
         "rejected": {"left out": rejected} if rejected else {},
         "thresholds": without_nan(predictor.thresholds),
         "options": asdict(options),
@@ -349,8 +349,8 @@ def _settings(predictor: Predictor, found: NewStudies, options: PredictOptions) 
     studies = hashlib.sha256()
     for study in found.studies:
         images = [image.path for image in study.images]
-        said = [study.study_id, images, study.prior_study_id, study.indication, found.image_folder.as_posix()]
-        studies.update(json.dumps(said).encode())
+        identity = [study.study_id, images, study.prior_study_id, study.indication, found.image_folder.as_posix()]
+        studies.update(json.dumps(identity).encode())
     return {
         "model": model_hash(predictor.weights),
         "told by": predictor.evaluation.settings(),

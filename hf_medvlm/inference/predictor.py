@@ -91,7 +91,7 @@ class Predictor:
     def report(self, images: Any, previous: Any = None) -> Any:
         """The report that the model writes of each image, as its run's `generate` settings have it."""
         self.require("report")
-        return self._each(images, previous, lambda said: said["prediction"])
+        return self._each(images, previous, lambda described: described["prediction"])
 
     @overload
     def findings(self, images: Picture, previous: Picture | None = None) -> dict[str, float]: ...
@@ -102,7 +102,7 @@ class Predictor:
     def findings(self, images: Any, previous: Any = None) -> Any:
         """Finding -> probability of being present, for each image; `thresholds` says what counts as present."""
         self.require("findings")
-        return self._each(images, previous, lambda said: said["probabilities"])
+        return self._each(images, previous, lambda described: described["probabilities"])
 
     @property
     def thresholds(self) -> dict[str, float]:
@@ -116,7 +116,7 @@ class Predictor:
     def progression(self, images: Any, previous: Any) -> Any:
         """Finding -> improving, stable or worsening since the previous image."""
         self.require("progression")
-        return self._each(images, previous, lambda said: said["progression_prediction"])
+        return self._each(images, previous, lambda described: described["progression_prediction"])
 
     def embed(self, images: Picture | Sequence[Picture], previous: Any = None) -> np.ndarray:
         """Normalised embeddings, (D,) of one image or (N, D) of a list, float32."""
@@ -242,9 +242,9 @@ class Predictor:
         """phrase -> its map (h, w) over what the model sees, on the CPU, for each study of a batch on the device."""
         raise TypeError(f"{type(self).__name__} locates nothing")
 
-    def shown_phrases(self, said: Mapping[str, Any], most: int) -> list[str]:
+    def shown_phrases(self, described: Mapping[str, Any], most: int) -> list[str]:
         """Of what `tell` gave, the phrases whose maps are worth showing, the likeliest first."""
-        likely, present = said.get("probabilities") or {}, said.get("findings_prediction") or {}
+        likely, present = described.get("probabilities") or {}, described.get("findings_prediction") or {}
         names = [name for name, state in present.items() if state == 1 and name != "No Finding"]
         return sorted(names, key=lambda name: -likely.get(name, 0.0))[:most]
 

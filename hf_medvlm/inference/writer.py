@@ -20,8 +20,8 @@ class WriterPredictor(Predictor):
         """The family's `WordAttention`."""
         raise TypeError(f"{type(self).__name__} must define look")
 
-    def shown_phrases(self, said: Mapping[str, Any], most: int) -> list[str]:
-        return written_findings(said["prediction"])[:most]
+    def shown_phrases(self, described: Mapping[str, Any], most: int) -> list[str]:
+        return written_findings(described["prediction"])[:most]
 
     def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """Where it looks when it writes the phrase and nothing else."""
@@ -32,6 +32,6 @@ class WriterPredictor(Predictor):
     ) -> list[dict[str, Tensor]]:
         tokenizer = self.evaluation.tokenizer  # type: ignore[attr-defined]
         return [
-            phrase_maps(self.look, self.model, tokenizer, batch["prompts"], row, text, own)
-            for row, (text, own) in enumerate(zip(texts, phrases, strict=True))
+            phrase_maps(self.look, self.model, tokenizer, batch["prompts"], row, text, asked)
+            for row, (text, asked) in enumerate(zip(texts, phrases, strict=True))
         ]

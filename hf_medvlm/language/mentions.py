@@ -255,7 +255,7 @@ def read_mentions(sentence: str) -> tuple[Mention, ...]:
     """The mentions of one sentence, in order; kept, since reports repeat themselves."""
     mentions = []
     parts = sentence_states(events(plain(sentence)))
-    said = _qualified([clause for clause, _ in parts])
+    clause_qualifiers = _qualified([clause for clause, _ in parts])
     for number, (clause, states) in enumerate(parts):
         last_colon = max((place for place, event in enumerate(clause) if event.kind == "colon"), default=-1)
         for index, bound in bind(clause):
@@ -274,7 +274,10 @@ def read_mentions(sentence: str) -> tuple[Mention, ...]:
                 state = UNCERTAIN  # "borderline enlarged"
             organs = organs_of(term, bound)
             sides = frozenset(event.value for event in bound if event.kind == "side")
-            degree, change = said[number][index].get("degree"), said[number][index].get("change")
+            degree, change = (
+                clause_qualifiers[number][index].get("degree"),
+                clause_qualifiers[number][index].get("change"),
+            )
             if state == ABSENT:  # "no large effusion" has no size, "no new effusion" no change
                 gone = is_resolved(clause, index) or (number + 1 < len(parts) and is_resolved(parts[number + 1][0], -1))
                 degree, change = None, RESOLVED if gone else None
@@ -285,14 +288,14 @@ def read_mentions(sentence: str) -> tuple[Mention, ...]:
 
 def _qualified(parts: Sequence[Sequence[Event]]) -> list[Qualifiers]:
     """The qualifiers of each clause; one without a finding speaks of the clause before it ("which is unchanged")."""
-    said: list[Qualifiers] = []
+    clause_qualifiers: list[Qualifiers] = []
     for clause in parts:
-        said.append(qualifiers(clause))
-        if len(said) > 1 and not said[-1]:
+        clause_qualifiers.append(qualifiers(clause))
+        if len(clause_qualifiers) > 1 and not clause_qualifiers[-1]:
             for event in clause:
                 if event.kind in KINDS and event.value:
-                    give(said[-2], event)
-    return said
+                    give(clause_qualifiers[-2], event)
+    return clause_qualifiers
 
 
 # A sentence that only answers the question before it: a word, or a description without a finding of its own.

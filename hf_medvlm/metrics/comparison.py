@@ -85,15 +85,15 @@ def compare_systems(
         systems: two or more times the lines of the same N studies, in one order.
         names: metrics that all of them were scored by. patients: N, of each study.
     """
-    told = [summands(lines, names) for lines in systems]
+    measured = [summands(lines, names) for lines in systems]
     compared = []
     for name in names:
-        if all(name in one for one in told):
-            first, statistic = told[0][name].columns, told[0][name].statistic
+        if all(name in one for one in measured):
+            first, statistic = measured[0][name].columns, measured[0][name].statistic
             tests = [
-                paired_test(one[name].columns, first, patients, statistic, resamples=resamples) for one in told[1:]
+                paired_test(one[name].columns, first, patients, statistic, resamples=resamples) for one in measured[1:]
             ]
-            compared.append(Compared(name, [one[name].value for one in told], tests))
+            compared.append(Compared(name, [one[name].value for one in measured], tests))
         elif name in AREAS and all(line.get(AREAS[name]) for lines in systems for line in lines):
             compared.append(_areas(name, systems, patients, resamples))
     return compared
@@ -116,8 +116,8 @@ def _areas(name: str, systems: Sequence[Lines], patients: Sequence[Hashable], re
 
 def _progression(line: Mapping[str, Any]) -> tuple[int, int]:
     """(right answers, questions) of one study."""
-    said, true = (line.get(f"progression_{side}") or {} for side in ("prediction", "reference"))
-    return sum(said.get(name) == state for name, state in true.items()), len(true)
+    predicted, true = (line.get(f"progression_{side}") or {} for side in ("prediction", "reference"))
+    return sum(predicted.get(name) == state for name, state in true.items()), len(true)
 
 
 def _is_number(value: Any) -> bool:

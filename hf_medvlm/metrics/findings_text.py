@@ -50,21 +50,21 @@ def findings_f1(predictions: Sequence[str], references: Sequence[str]) -> Findin
         raise ValueError(f"findings_f1 needs one reference a prediction, got {len(predictions)} and {len(references)}")
     language = not_english(references)
     language = f"; {language}" if language else ""
-    said, true = _positives(predictions), _positives(references)
+    predicted, true = _positives(predictions), _positives(references)
     table = {
         name: dict(zip(("precision", "recall", "f1"), map(float, precision_recall_f1(p, t)), strict=True))
         | {"n": int(t.sum())}
-        for name, p, t in zip(CHEXPERT_14, said.T, true.T, strict=True)
+        for name, p, t in zip(CHEXPERT_14, predicted.T, true.T, strict=True)
     }
     defined = [row["f1"] for row in table.values() if not np.isnan(row["f1"])]
     return FindingsF1(
         metrics={
-            "findings_f1_micro": float(precision_recall_f1(said, true)[2]),
+            "findings_f1_micro": float(precision_recall_f1(predicted, true)[2]),
             "findings_f1_macro": float(np.mean(defined)) if defined else float("nan"),
         },
         per_finding=table,
-        per_study=[float(precision_recall_f1(p, t)[2]) for p, t in zip(said, true, strict=True)],
-        sums=np.stack([(said & true).sum(1), (said.sum(1) + true.sum(1)) / 2], axis=1),
+        per_study=[float(precision_recall_f1(p, t)[2]) for p, t in zip(predicted, true, strict=True)],
+        sums=np.stack([(predicted & true).sum(1), (predicted.sum(1) + true.sum(1)) / 2], axis=1),
         protocol={
             "findings_f1_micro": f"{PROTOCOL}; all findings of all studies pooled{language}",
             "findings_f1_macro": f"{PROTOCOL}; mean over the findings that occur on either side{language}",

@@ -300,8 +300,10 @@ class Metric(base.InMemory, evaluate.Metric):
             listed = [(texts,) if isinstance(texts, str) else tuple(texts) for texts in references]
             prepared = _cleaned(list(predictions), listed, self.cleaning)
             how = ", ".join(f"{key}={value!r}" for key, value in keywords.items() if not callable(value))
-            own = f"{_CLEANED[self.cleaning]}; evaluate's {self.config_name} with {how or 'a tokenizer of the caller'}"
-            return BY_NAME[self.config_name](*prepared, **keywords) | {"protocol": own}
+            protocol = (
+                f"{_CLEANED[self.cleaning]}; evaluate's {self.config_name} with {how or 'a tokenizer of the caller'}"
+            )
+            return BY_NAME[self.config_name](*prepared, **keywords) | {"protocol": protocol}
         result: dict[str, Any] = {name: found.value for name, found in measured.items()}
         sums = next(iter(measured.values())).summands.sum(axis=0)
         if self.config_name == "bleu":

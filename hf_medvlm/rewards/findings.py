@@ -44,12 +44,12 @@ def side_change_reward(texts: Sequence[str], references: Sequence[str]) -> list[
 @lru_cache(maxsize=1 << 14)
 def _statements(text: str) -> frozenset[tuple[str, str]]:
     """(finding, what is said of it) of the findings that are present or uncertain."""
-    said = set()
+    statements = set()
     for finding, what in describe_findings(text).items():
         if what.state != ABSENT:
-            said |= {(finding, "present"), *((finding, side) for side in what.sides)}
-            said |= {(finding, what.change)} if what.change else set()
-    return frozenset(said)
+            statements |= {(finding, "present"), *((finding, side) for side in what.sides)}
+            statements |= {(finding, what.change)} if what.change else set()
+    return frozenset(statements)
 
 
 def _f1(first: frozenset, second: frozenset, otherwise: float) -> float:

@@ -44,18 +44,18 @@ def trivial_texts(
 
     The last two are that report made longer, by itself and by a list of all findings.
     """
-    count, own = len(studies), [target(study) for study in studies]
+    count, reports = len(studies), [target(study) for study in studies]
     drawn = np.random.default_rng(seed).integers(max(len(training_reports), 1), size=count)
     common = Counter(training_reports).most_common(1)[0][0] if training_reports else ""
     return {
-        OWN: own,
+        OWN: reports,
         EMPTY: [""] * count,
         "a constant normal report": [CONSTANT_NORMAL_REPORT] * count,
         "the commonest training report": [common] * count,
         "a training report drawn at random": [training_reports[place] if training_reports else "" for place in drawn],
         EVERYTHING: [NAMES_EVERYTHING] * count,
-        TWICE: [f"{text} {text}" for text in own],
-        PADDED: [f"{text} {NAMES_EVERYTHING}" for text in own],
+        TWICE: [f"{text} {text}" for text in reports],
+        PADDED: [f"{text} {NAMES_EVERYTHING}" for text in reports],
     }
 
 
@@ -70,13 +70,13 @@ def judge(
     studies = list(studies[:SHOWN])
     texts = trivial_texts(studies, target, training_reports)
     means = {name: float(reward(written, studies).total.mean()) for name, written in texts.items()}
-    own, near = means[OWN], means[EMPTY] + NEAR * (means[OWN] - means[EMPTY])
+    of_report, near = means[OWN], means[EMPTY] + NEAR * (means[OWN] - means[EMPTY])
     verdicts = []
     for name, value in means.items():
-        paid = f"{name} is worth {value:.3f}, each study's own report {own:.3f}"
-        as_much = value > own - EPSILON
+        paid = f"{name} is worth {value:.3f}, each study's own report {of_report:.3f}"
+        as_much = value > of_report - EPSILON
         if name == TWICE:
-            if value > own + EPSILON:
+            if value > of_report + EPSILON:
                 verdicts.append(Verdict(True, f"{paid}: the reward pays for long reports; add cider or length to it"))
             elif as_much:
                 verdicts.append(Verdict(False, f"{paid}: saying a thing twice costs nothing; add cider or length"))

@@ -62,8 +62,8 @@ class Exported:
     notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
-        told = [f"{name}: the largest difference is {value:.2g}" for name, value in self.differences.items()]
-        return "\n".join([*told, *self.notes, str(self.folder)])
+        lines = [f"{name}: the largest difference is {value:.2g}" for name, value in self.differences.items()]
+        return "\n".join([*lines, *self.notes, str(self.folder)])
 
 
 # -- a plain folder ----------------------------------------------------------------------------------------------------

@@ -225,15 +225,15 @@ def parse(
     path = parser.parse_known_args([*asked])[0].config
     from_yaml = _typed(path, read_options(path, known), parser) if path else {}
     explicit = set(from_yaml) | {word[2:].split("=")[0].replace("-", "_") for word in given if word.startswith("--")}
-    own = dict(defaults or {})
+    recipe_defaults = dict(defaults or {})
     parser.set_defaults(**from_yaml)
     data = parser.parse_known_args([*asked])[0]
     synthetic = getattr(data, "dataset", "synthetic") == "synthetic" and getattr(data, "data_path", None) is None
     if "model_name_or_path" not in explicit and synthetic:
-        own |= tiny or {}
+        recipe_defaults |= tiny or {}
     if "num_train_epochs" in explicit and "max_steps" not in explicit:
-        own.pop("max_steps", None)
-    parser.set_defaults(**(own | from_yaml))
+        recipe_defaults.pop("max_steps", None)
+    parser.set_defaults(**(recipe_defaults | from_yaml))
     values, unknown = parser.parse_known_args(given)
     for word in unknown:
         if word.startswith("--"):

@@ -251,7 +251,7 @@ def stack_rows(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def pad_to(rows: Tensor, sizes: list[int]) -> Tensor:
     """(N, ...) -> (N, *sizes), zeros at the ends."""
-    margins = [(0, size - own) for own, size in zip(rows.shape[1:], sizes, strict=True)]
+    margins = [(0, size - length) for length, size in zip(rows.shape[1:], sizes, strict=True)]
     return F.pad(rows, [edge for margin in reversed(margins) for edge in margin])
 
 

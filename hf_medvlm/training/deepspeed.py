@@ -166,9 +166,9 @@ def join_processes() -> None:
         deepspeed.init_distributed()
         return
     address, port, rank = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT"), torch.distributed.get_rank()
-    own = Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")
-    own.unlink(missing_ok=True)
+    buffer = Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_{address}_{port}_{rank}")
+    buffer.unlink(missing_ok=True)
     torch.distributed.barrier()
     deepspeed.init_distributed()
     torch.distributed.barrier()  # everyone has opened everyone's
-    own.unlink(missing_ok=True)
+    buffer.unlink(missing_ok=True)

@@ -22,12 +22,12 @@ def arrange_help(parser: argparse.ArgumentParser, groups: Mapping[str, Any], tra
     # argparse keeps the options of a group in a list of its own, which is what it prints
     everything = parser._optionals._group_actions
     for name, group in groups.items():
-        own = [
+        declared = [
             action
             for action in everything
             if action.dest in group.__dataclass_fields__ and not (name == "training" and action.dest in inherited)
         ]
-        _move(parser, everything, own, TITLES.get(name, name))
+        _move(parser, everything, declared, TITLES.get(name, name))
     _move(parser, everything, [a for a in everything if a.dest in inherited], "transformers' TrainingArguments")
     for action in parser._actions:
         if any(word.startswith(("--no_", "--no-")) for word in action.option_strings):

@@ -36,8 +36,8 @@ def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> 
     }
 
 
-def _together(own: Iterable[str], earlier: Iterable[list[str] | None]) -> list[str]:
-    return sorted({text for texts in (own, *earlier) for text in texts or () if text.strip()})
+def _together(texts_of_run: Iterable[str], earlier: Iterable[list[str] | None]) -> list[str]:
+    return sorted({text for texts in (texts_of_run, *earlier) for text in texts or () if text.strip()})
 
 
 def _described(folder: Path) -> dict[str, Any]:

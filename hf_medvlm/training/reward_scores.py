@@ -81,12 +81,12 @@ class RewardScores(MedVLMTrainer):
 
     def _compare_with_baselines(self, scores: Scores) -> None:
         """Say where a text that sees no image is worth more than what the start model writes."""
-        own = scores.metrics["reward"]
+        start = scores.metrics["reward"]
         for name, baseline in scores.baselines.items():
-            if baseline.get("reward", own) > own and self.is_world_process_zero():
+            if baseline.get("reward", start) > start and self.is_world_process_zero():
                 print(
-                    f"The reward pays the baseline {name} {baseline['reward']:.3f} and the start model {own:.3f}: the "
-                    "model may end on that. Train it longer with supervision first, or choose another reward",
+                    f"The reward pays the baseline {name} {baseline['reward']:.3f} and the start model {start:.3f}: "
+                    "the model may end on that. Train it longer with supervision first, or choose another reward",
                     flush=True,
                 )
 

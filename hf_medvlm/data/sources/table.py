@@ -180,7 +180,9 @@ class _Reader:
                 found += self.paths.find(cell, folders)
         views = as_list(row.get(self.columns.view)) if self.columns.view else [None]
         views_of = pair_views(views, len(found))
-        return tuple(StudyImage(path, view or said) for (path, said), view in zip(found, views_of, strict=True))
+        return tuple(
+            StudyImage(path, view or given_view) for (path, given_view), view in zip(found, views_of, strict=True)
+        )
 
     def _image_cells(self, row: Mapping[str, Any]) -> list[Any]:
         first, *others = self.columns.images

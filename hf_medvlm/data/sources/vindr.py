@@ -68,20 +68,20 @@ def _votes(table: Path, corpus: Corpus) -> dict[str, tuple[int, dict[str, list[i
             detail = f"{wrong} is {cells[wrong]!r}; it is 0 or 1" if wrong else "no image_id"
             corpus.rejected.append(Rejected(str(table), line, image or None, "impossible label", detail))
             continue
-        said = votes.setdefault(image, (line, defaultdict(list)))[1]
+        marks = votes.setdefault(image, (line, defaultdict(list)))[1]
         for name, cell in cells.items():
-            said[name].append(int(float(cell)))
+            marks[name].append(int(float(cell)))
     return votes
 
 
 def _study(image: str, path: str, votes: Mapping[str, list[int]]) -> Study:
     states: dict[str, int | None] = {}
-    for name, said in votes.items():
-        state = 1 if 2 * sum(said) >= len(said) else -1 if any(said) else 0
+    for name, marks in votes.items():
+        state = 1 if 2 * sum(marks) >= len(marks) else -1 if any(marks) else 0
         finding = "No Finding" if name.lower() in NOTHING else VINDR_TO_CHEXPERT.get(name, name)
         rank = (0, -1, 1)  # of two labels that are one of CheXpert's, the surer
         states[finding] = max(state, states.get(finding) or 0, key=rank.index)
-    named = [name for name, said in votes.items() if 2 * sum(said) >= len(said) and name.lower() not in NOTHING]
+    named = [name for name, marks in votes.items() if 2 * sum(marks) >= len(marks) and name.lower() not in NOTHING]
     shown = ", ".join(name.lower() for name in named) or "no finding"
     return Study(
         study_id=image,

@@ -160,18 +160,18 @@ class BioViLTEvaluation(RetrievalEvaluation):
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         """Findings of the trained classifier where there is one, else zero-shot; progression where there is a prior."""
-        said = super().describe(outputs) if "zero_shot" in outputs else {}
+        described = super().describe(outputs) if "zero_shot" in outputs else {}
         if "findings" in outputs:
             likely = (1 / (1 + np.exp(-outputs["findings"].astype(float)))).tolist()
-            said["probabilities"] = dict(zip(self.collator.findings, likely, strict=True))
-            said["findings_prediction"] = {name: int(p > 0.5) for name, p in said["probabilities"].items()}
+            described["probabilities"] = dict(zip(self.collator.findings, likely, strict=True))
+            described["findings_prediction"] = {name: int(p > 0.5) for name, p in described["probabilities"].items()}
         if "progression" in outputs and outputs["has_previous"]:
             states = outputs["progression"].argmax(-1)
-            said["progression_prediction"] = {
+            described["progression_prediction"] = {
                 name: PROGRESSIONS[state]
                 for name, state in zip(self.collator.progression_findings, states, strict=True)
             }
-        return said
+        return described
 
     def _finding_maps(self, patch_embeds: Tensor) -> Tensor:
         """Smoothed cosine maps of the sentences for each finding, (B, C, h, w)."""
@@ -179,7 +179,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
         assert self._prompts is not None, "predict embeds the prompts"
         wanted = self._prompts[:, 0].to(patch_embeds)
         maps = [[similarity_map(grid.permute(1, 2, 0), text, sigma) for text in wanted] for grid in patch_embeds]
-        return torch.stack([torch.stack(own) for own in maps])
+        return torch.stack([torch.stack(of_image) for of_image in maps])
 
     def _similarities(self, model: Any, patch_embeds: Tensor, batch: dict[str, Any]) -> Tensor:
         """Smoothed cosine maps of each study's phrases, (B, most phrases of a study, h, w), NaN where there is none."""
@@ -189,8 +189,8 @@ class BioViLTEvaluation(RetrievalEvaluation):
             return maps
         texts = F.normalize(model.get_text_features(**batch["phrases"]).float(), dim=-1).split(counts)
         sigma = SIGMA * min(1, height / SIGMA_GRID)
-        for study, (patches, own) in enumerate(zip(patch_embeds, texts, strict=True)):
-            for place, text in enumerate(own):
+        for study, (patches, embeds) in enumerate(zip(patch_embeds, texts, strict=True)):
+            for place, text in enumerate(embeds):
                 maps[study, place] = similarity_map(patches.permute(1, 2, 0), text, sigma)
         return maps
 
@@ -286,8 +286,8 @@ class BioViLTEvaluation(RetrievalEvaluation):
             if not width:
                 continue
             found = {name: rows[number] for name, rows in outputs.items() if name in ("zero_shot", "findings")}
-            said = self.describe(found)
-            likely, present = said["probabilities"], said["findings_prediction"]
+            described = self.describe(found)
+            likely, present = described["probabilities"], described["findings_prediction"]
             names = [n for n in self.findings if n != "No Finding" and 1 in (present.get(n), study.labels.get(n))]
             for name in sorted(names, key=lambda name: -likely.get(name, 0.0))[:SHOWN_FINDINGS]:
                 grid = torch.from_numpy(outputs["finding_maps"][number][self.findings.index(name)])

@@ -85,20 +85,20 @@ class BioViLTPredictor(Predictor):
         """Smoothed cosine of each patch of the current image with a phrase, as published."""
         features = self.model.get_image_features(batch["pixel_values"]).projected_patch_embeddings
         patches = F.normalize(features.float(), dim=1)
-        texts = list(dict.fromkeys(text for own in phrases for text in own))
+        texts = list(dict.fromkeys(text for asked in phrases for text in asked))
         if not texts:
             return [{} for _ in phrases]
         embeds = dict(zip(texts, self._embed_texts(texts), strict=True))
         sigma = SIGMA * min(1, patches.shape[-2] / SIGMA_GRID)
         return [
-            {text: similarity_map(grid.permute(1, 2, 0), embeds[text], sigma) for text in own}
-            for grid, own in zip(patches, phrases, strict=True)
+            {text: similarity_map(grid.permute(1, 2, 0), embeds[text], sigma) for text in asked}
+            for grid, asked in zip(patches, phrases, strict=True)
         ]
 
-    def shown_phrases(self, said: Mapping[str, Any], most: int) -> list[str]:
+    def shown_phrases(self, described: Mapping[str, Any], most: int) -> list[str]:
         if "ground" not in self.abilities:
             return []
-        return [prompts_for(name)[0][0] for name in super().shown_phrases(said, most)]
+        return [prompts_for(name)[0][0] for name in super().shown_phrases(described, most)]
 
     def _embed_texts(self, texts: list[str]) -> Tensor:
         tokens = self._to_device(self.collator.tokenize(texts))

@@ -239,8 +239,8 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
                 terms["local"] = config.local_weight * (image_to_text + text_to_image) / 2
             if config.evidence_weight:
                 targets = duplicate_targets(rows["pair_ids"])
-                told = patch_evidence(patches, rows["text_embeds"], rows["logit_scale"], targets=targets)
-                terms["evidence"] = -config.evidence_weight * told.mean()
+                evidence = patch_evidence(patches, rows["text_embeds"], rows["logit_scale"], targets=targets)
+                terms["evidence"] = -config.evidence_weight * evidence.mean()
         if "progression" in rows and "progression_logits" in rows:
             labels = rows["progression"].flatten()
             total = cross_entropy(

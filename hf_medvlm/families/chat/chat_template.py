@@ -58,17 +58,17 @@ _WORDS = {
 _WORDS["vicuna_v1"] = _WORDS["v1"]
 
 
-def chat_template(template: str, own: str | None = None, image_break: str = "\n") -> str:
+def chat_template(template: str, tokenizer_template: str | None = None, image_break: str = "\n") -> str:
     """The Jinja template of one of `templates.TEMPLATES`.
 
     Args:
-        own: the tokenizer's template, for "tokenizer".
+        tokenizer_template: the tokenizer's own template, for "tokenizer".
         image_break: what stands behind each image.
     """
     if template == "plain":
         body = _PLAIN
     elif template == "tokenizer":
-        body = _OWN + (own or "")
+        body = _OWN + (tokenizer_template or "")
     else:
         body = _TURNS
         for name, value in _WORDS[template].items():
@@ -91,8 +91,8 @@ def set_chat_template(processor: LlavaProcessor, template: str, question: str) -
     turns = [{"from": HUMAN, "value": f"{IMAGE}\n{question}"}, {"from": ASSISTANT, "value": ""}]
     wanted = encode_questions(turns, processor.tokenizer, template, images=1)
     wanted = [processor.image_token_id if token == IMAGE_TOKEN_INDEX else token for token in wanted]
-    own = processor.tokenizer.chat_template
-    forms = [chat_template(template, own, image_break) for image_break in ("\n", " \n")]
+    template_before = processor.tokenizer.chat_template
+    forms = [chat_template(template, template_before, image_break) for image_break in ("\n", " \n")]
     for form in forms:
         processor.chat_template = form
         if _rendered_ids(processor, question) == wanted:

@@ -30,8 +30,8 @@ def answer_accuracy(predictions: Sequence[str], references: Sequence[str], kinds
     for kind in (CLOSED, OPEN):
         hits = [
             normalise_answer(prediction) == normalise_answer(reference)
-            for prediction, reference, own in zip(predictions, references, kinds, strict=True)
-            if own == kind
+            for prediction, reference, answer_kind in zip(predictions, references, kinds, strict=True)
+            if answer_kind == kind
         ]
         result[f"{kind.lower()}_accuracy"] = sum(hits) / len(hits) if hits else float("nan")
     return result

@@ -71,8 +71,8 @@ class MessageCollator:
 
     def settings(self) -> dict[str, Any]:
         """What a prompt depends on and the model does not hold."""
-        own = {"max_length": self.max_length, "system_prompt": self.system_prompt}
-        return own | {"options": asdict(self.options)}
+        limits = {"max_length": self.max_length, "system_prompt": self.system_prompt}
+        return limits | {"options": asdict(self.options)}
 
     def messages(self, study: Study) -> list[Message]:
         """The study's conversation as checked messages.

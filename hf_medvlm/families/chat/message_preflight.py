@@ -76,7 +76,7 @@ def _lengths(checks: Checks, collator: MessageCollator, studies: Sequence[Study]
         return sum(len(turn["value"]) for turn in talked.conversations) + 4000 * len(talked.images)
 
     counts = [collator.token_counts(study) for study in sorted(studies, key=size)[-LOOKED_AT:]]
-    images = [tokens for _, own in counts for tokens in own]
+    images = [tokens for _, of_study in counts for tokens in of_study]
     if images:
         checks.add(OK, "image tokens", f"{min(images)} to {max(images)} an image")
     longest, limit = max(total for total, _ in counts), collator.max_length

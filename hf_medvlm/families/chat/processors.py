@@ -233,10 +233,10 @@ def processor_class(name: str) -> type[_OnPil]:
         module = model_type_to_module_name(model_type)
         if named == name and _defines(module, name):
             try:
-                own = getattr(_import(module), name)
+                upstream = getattr(_import(module), name)
             except ImportError as error:
                 raise ValueError(f"{name} cannot be loaded without torchvision: {error}") from error
-            return _subclass(own)
+            return _subclass(upstream)
     raise ValueError(f"this transformers has no processor class {name!r}")
 
 
@@ -248,11 +248,11 @@ def _defines(module: str, name: str) -> bool:
 
 
 @cache
-def _subclass(own: type[ProcessorMixin]) -> type[_OnPil]:
-    body: dict[str, Any] = {"__module__": own.__module__, "__doc__": own.__doc__}
-    if VIDEO in own.get_attributes() and "apply_chat_template" in vars(own):
+def _subclass(upstream: type[ProcessorMixin]) -> type[_OnPil]:
+    body: dict[str, Any] = {"__module__": upstream.__module__, "__doc__": upstream.__doc__}
+    if VIDEO in upstream.get_attributes() and "apply_chat_template" in vars(upstream):
         body["apply_chat_template"] = ProcessorMixin.apply_chat_template  # SmolVLM's own asks the video part
-    return type(own.__name__, (own, _OnPil), body)
+    return type(upstream.__name__, (upstream, _OnPil), body)
 
 
 def _import(module: str) -> Any:

@@ -167,14 +167,14 @@ def vision_config(tower: Path | None, weights: dict[str, Tensor]) -> PreTrainedC
                 f"{', '.join(TOWERS)}"
             )
         return config
-    own = {key.removeprefix(VISION): value for key, value in weights.items() if key.startswith(VISION)}
-    patch, positions = own["embeddings.patch_embedding.weight"], own["embeddings.position_embedding.weight"]
+    tensors = {key.removeprefix(VISION): value for key, value in weights.items() if key.startswith(VISION)}
+    patch, positions = tensors["embeddings.patch_embedding.weight"], tensors["embeddings.position_embedding.weight"]
     return CLIPVisionConfig(
         hidden_size=patch.shape[0],
         patch_size=patch.shape[-1],
         image_size=round((len(positions) - 1) ** 0.5) * patch.shape[-1],
-        intermediate_size=len(own["encoder.layers.0.mlp.fc1.weight"]),
-        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in own if key.startswith("encoder.layers.")),
+        intermediate_size=len(tensors["encoder.layers.0.mlp.fc1.weight"]),
+        num_hidden_layers=1 + max(int(key.split(".")[2]) for key in tensors if key.startswith("encoder.layers.")),
         num_attention_heads=max(patch.shape[0] // 64, 1),
     )
 

@@ -73,8 +73,8 @@ def group_by_modality_and_length(
     mega_batches, rest = [], []
     for sign in (1, -1):
         members = [index for index, length in enumerate(lengths) if length * sign > 0]
-        own = group_by_length([abs(lengths[index]) for index in members], batch_size, chunks, within)
-        batches = [[members[i] for i in own[start : start + size]] for start in range(0, len(own), size)]
+        by_length = group_by_length([abs(lengths[index]) for index in members], batch_size, chunks, within)
+        batches = [[members[i] for i in by_length[start : start + size]] for start in range(0, len(by_length), size)]
         mega_batches += batches[:-1]
         rest += batches[-1]
     order = torch.randperm(len(mega_batches), generator=generator).tolist()

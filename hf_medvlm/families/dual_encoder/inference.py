@@ -66,10 +66,10 @@ class PairPredictor(Predictor):
         """The mean cosine of each patch with the words of a phrase, which is what a local loss compares."""
         image = encode_image(self.model.vision_tower, **{name: batch[name] for name in IMAGE_INPUTS if name in batch})
         patches = F.normalize(self.model.vision_projection(image.patches).float(), dim=-1)  # (B, P, D)
-        words = {text: self._words(text) for text in dict.fromkeys(text for own in phrases for text in own)}
+        words = {text: self._words(text) for text in dict.fromkeys(text for asked in phrases for text in asked)}
         return [
-            {text: (patches[row] @ words[text].mT).mean(-1).view(image.grid).cpu() for text in own}
-            for row, own in enumerate(phrases)
+            {text: (patches[row] @ words[text].mT).mean(-1).view(image.grid).cpu() for text in asked}
+            for row, asked in enumerate(phrases)
         ]
 
     def _words(self, text: str) -> Tensor:

@@ -125,10 +125,12 @@ class MedKlipEvaluation(Evaluation):
         """
         rows, batch, names = as_rows(rows), self.collator(rows), list(self.collator.entities[: self.trained])
         sizes = [self._image_size(row.study) for row in rows]
-        stated = [[name for name, label in zip(names, own, strict=False) if label == 1] for own in batch["labels"]]
+        stated = [
+            [name for name, label in zip(names, of_study, strict=False) if label == 1] for of_study in batch["labels"]
+        ]
         wanted = [
-            (boxed_entities(row.study, names) or own) if row.index < EXPLAINED else ()
-            for row, own in zip(rows, stated, strict=True)
+            (boxed_entities(row.study, names) or of_study) if row.index < EXPLAINED else ()
+            for row, of_study in zip(rows, stated, strict=True)
         ]
         return {
             "pixel_values": batch["pixel_values"],
@@ -297,8 +299,8 @@ class MedKlipEvaluation(Evaluation):
             boxes = {shown_name(e): found for e, found in boxed_entities(study, self.collator.entities).items()}
             prediction["boxes"] = [
                 {"image": prediction["map_image"], "phrase": entity, "finding": entity, "xywh": list(xywh)}
-                for entity, own in boxes.items()
-                for xywh in own
+                for entity, entity_boxes in boxes.items()
+                for xywh in entity_boxes
             ]
             shown = [*boxes, *(name for name in _spoken_of(prediction) if name not in boxes)]
             prediction["maps"] = {entity: np.round(maps[names.index(entity)], 5).tolist() for entity in shown}
@@ -307,8 +309,8 @@ class MedKlipEvaluation(Evaluation):
                 for name, shown in zip(names, evidence, strict=False)
                 if shown.any()
             }
-            for entity, own in boxes.items():
-                mask = box_mask(own, int(width), int(height))
+            for entity, entity_boxes in boxes.items():
+                mask = box_mask(entity_boxes, int(width), int(height))
                 found = location_scores(maps[names.index(entity)], mask)
                 if names.index(entity) < self.trained:
                     rows.append(found)

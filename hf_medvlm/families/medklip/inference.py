@@ -62,8 +62,8 @@ class MedKlipPredictor(Predictor):
         return dict(zip(self.evaluation.names, self.evaluation.limits.tolist(), strict=True))
 
     def tell(self, outputs: Outputs) -> dict[str, Any]:
-        said, likely = super().tell(outputs), outputs["probability"].astype(float).tolist()
-        return said | {"probabilities": dict(zip(self.evaluation.names, likely, strict=True))}
+        described, likely = super().tell(outputs), outputs["probability"].astype(float).tolist()
+        return described | {"probabilities": dict(zip(self.evaluation.names, likely, strict=True))}
 
     def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """The decoder's attention for the entity that a phrase names, or for the phrase as a description.
@@ -72,9 +72,9 @@ class MedKlipPredictor(Predictor):
         is asked for alone beside them.
         """
         patches, grid = self.model.get_image_features(batch["pixel_values"], return_grid=True)
-        texts = list(dict.fromkeys(text for own in phrases for text in own))
+        texts = list(dict.fromkeys(text for asked in phrases for text in asked))
         found = {text: self._attention(patches, text).unflatten(-1, grid).float().cpu() for text in texts}
-        return [{text: found[text][row] for text in own} for row, own in enumerate(phrases)]
+        return [{text: found[text][row] for text in asked} for row, asked in enumerate(phrases)]
 
     def _attention(self, patches: Tensor, phrase: str) -> Tensor:
         """(B, P), where the decoder looks for a phrase."""

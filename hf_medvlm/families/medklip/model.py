@@ -171,8 +171,8 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
         self._check_embeddings(embeddings, plural)
         if names and len(names) != len(embeddings):
             raise ValueError(f"{len(names)} names for {len(embeddings)} {plural}; give one for each, or none")
-        own = getattr(self, f"{kind}_embeddings")
-        setattr(self, f"{kind}_embeddings", embeddings.detach().to(own.device, own.dtype).clone())
+        before = getattr(self, f"{kind}_embeddings")
+        setattr(self, f"{kind}_embeddings", embeddings.detach().to(before.device, before.dtype).clone())
         setattr(self.config, f"num_{plural}", len(embeddings))
         setattr(self.config, plural, list(names))
 
@@ -325,11 +325,11 @@ class MedKlipModel(KeepsFrozen, PreTrainedModel):
 
     def _position_sum(self, features: Tensor, candidates: Tensor) -> Tensor:
         """Summed cross-entropy of finding the first of the candidate positions, (N, d_model), (N, K)."""
-        said, positions = self.position_projection(features), self.position_embeddings.to(features.dtype)
+        predicted, positions = self.position_projection(features), self.position_embeddings.to(features.dtype)
         scale = self.config.position_temperature
         if scale is not None:
-            said, positions = normalize(said, dim=-1) / scale, normalize(positions, dim=-1)
-        logits = (said @ positions.mT).gather(1, candidates)  # (N, K)
+            predicted, positions = normalize(predicted, dim=-1) / scale, normalize(positions, dim=-1)
+        logits = (predicted @ positions.mT).gather(1, candidates)  # (N, K)
         first = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         return cross_entropy(logits, first, reduction="sum")
 

@@ -171,16 +171,16 @@ def embed(entities: Sequence[str], model: MedKlipModel, options: MedKlipArgument
     Raises:
         ValueError: the file of descriptions is no JSON object of texts or lacks an entity.
     """
-    own = DESCRIPTIONS
+    written = DESCRIPTIONS
     if options.descriptions:
-        own = load_json(options.descriptions)
-        missing = [name for name in entities if not isinstance(own, dict) or not isinstance(own.get(name), str)]
+        written = load_json(options.descriptions)
+        missing = [name for name in entities if not isinstance(written, dict) or not isinstance(written.get(name), str)]
         if missing:
             raise ValueError(
                 f"{options.descriptions}: a JSON object of entity -> description is needed; "
                 f"{', '.join(missing[:5])} is not described"
             )
-    texts = [own.get(name) or describe(name) for name in entities]
+    texts = [written.get(name) or describe(name) for name in entities]
     return text_embeddings(texts, options.text_encoder, model.config.text_size)
 
 

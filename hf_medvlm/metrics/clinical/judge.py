@@ -209,17 +209,17 @@ def _radfact(judge: Judge, prediction: str, reference: str) -> tuple[float, floa
 
 def _entailed(judge: Judge, text: str, other: str) -> float:
     """The share of a text's sentences that follow from another text; 0 of an empty text."""
-    said = sentences(text)
-    if not said:
+    claims = sentences(text)
+    if not claims:
         return 0.0
 
     def read(answer: dict[str, Any]) -> float:
         values = answer["entailed"]
-        if len(values) != len(said) or not all(isinstance(value, bool) for value in values):
+        if len(values) != len(claims) or not all(isinstance(value, bool) for value in values):
             raise ValueError("not one true or false for each sentence")
         return sum(values) / len(values)
 
-    numbered = "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(said, start=1))
+    numbered = "\n".join(f"{number}. {sentence}" for number, sentence in enumerate(claims, start=1))
     return _answer(judge, _filled(RADFACT_PROMPT, other=other, sentences=numbered), read)
 
 

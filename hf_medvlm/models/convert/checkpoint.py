@@ -196,20 +196,20 @@ def load_weights(
         ValueError: missing, unexpected, mis-shaped or undefined (NaN) keys, listed, and what they look like.
     """
     ignorable = tuple(ignorable)
-    own = model.state_dict(keep_vars=True)
+    parameters = model.state_dict(keep_vars=True)
     # under ZeRO-3 a parameter is an empty shard that remembers its shape
-    shapes = {key: tuple(getattr(value, "ds_shape", value.shape)) for key, value in own.items()}
+    shapes = {key: tuple(getattr(value, "ds_shape", value.shape)) for key, value in parameters.items()}
 
     def named(keys: Iterable[str]) -> list[str]:
         return [key for key in keys if not any(fnmatchcase(key, pattern) for pattern in ignorable)]
 
     problems = {
-        "missing": named(key for key in own if key not in state_dict),
-        "unexpected": named(key for key in state_dict if key not in own),
+        "missing": named(key for key in parameters if key not in state_dict),
+        "unexpected": named(key for key in state_dict if key not in parameters),
         "mis-shaped": [
             f"{key} {tuple(value.shape)} for {shapes[key]}"
             for key, value in state_dict.items()
-            if key in own and tuple(value.shape) != shapes[key]
+            if key in parameters and tuple(value.shape) != shapes[key]
         ],
     }
     if any(problems.values()):
@@ -225,9 +225,9 @@ def load_weights(
     check_finite(state_dict.items(), what)
     with torch.no_grad():
         for key, value in state_dict.items():
-            if key in own:
-                with _gathered(own[key]):
-                    own[key].copy_(value)
+            if key in parameters:
+                with _gathered(parameters[key]):
+                    parameters[key].copy_(value)
 
 
 def _gathered(tensor: Tensor):
