@@ -39,7 +39,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run_in(checkout: Path, *words: str) -> str:
     environment = os.environ | {"PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *words]
-    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     return done.stdout
 

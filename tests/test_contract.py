@@ -210,7 +210,6 @@ def launched(cache: Path, root: Path, tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1300)
 @pytest.mark.parametrize("mode", ["ddp", "zero2", "zero3"])
 def test_two_processes_take_the_same_step_and_count_each_study_once(name, mode, _built, alone, launched):
     before = weights(_built[name].model)

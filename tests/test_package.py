@@ -70,7 +70,7 @@ def run_in(folder: Path, *command: str | Path) -> str:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
     words = [str(word) for word in command]
-    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -46,7 +46,7 @@ def finished_runs(folder: Path) -> Callable[[str], Path]:
             return out
         command = [sys.executable, "-m", "accelerate.commands.launch", str(script), *words]
         options = {"capture_output": True, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-        done = subprocess.run(command, cwd=home, timeout=300, **options)
+        done = subprocess.run(command, cwd=home, timeout=1200, **options)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         (home / "stdout.txt").write_text(done.stdout)
         return out

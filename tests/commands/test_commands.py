@@ -18,7 +18,7 @@ from hf_medvlm.shipped import find_shipped, shipped_folder
 
 def call(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "hf_medvlm", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
 
 
 def test_no_command_prints_the_table_and_is_no_error(capsys):

@@ -147,7 +147,7 @@ def test_of_two_processes_one_decodes(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-c", SCRIPT, str(folder), str(log), *NAMES]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=240)[0] for process in both]
+    said = [process.communicate(timeout=1200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert said[0] == said[1] == f"{[NAMES[2], NAMES[3]]}\n"
     assert len(log.read_text().split()) == 6

@@ -25,7 +25,7 @@ def opened(whole_run) -> dict[str, dict]:
     folders = [str(whole_run(name)) for name in CLASSES]
     script = Path(__file__).parent / "opened.py"
     done = subprocess.run(
-        [sys.executable, str(script), *folders], capture_output=True, text=True, cwd=folders[0], timeout=300
+        [sys.executable, str(script), *folders], capture_output=True, text=True, cwd=folders[0], timeout=1200
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(CLASSES, map(json.loads, done.stdout.strip().splitlines()), strict=True))

@@ -99,7 +99,7 @@ def elsewhere(hub: HubServer, home: Path, code: str, *words: str) -> subprocess.
     """Run `code` as a user on another machine would, against the test Hub."""
     environment = os.environ | hub.environment(str(home))
     command = [sys.executable, "-c", code, *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def test_only_what_loading_needs_is_sent_and_it_arrives_private(run_folder, hub):

@@ -26,7 +26,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[lis
     script = Path(__file__).parent / "machine_script.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run(
-        [*launch, script, images, folder / "log", folder], capture_output=True, text=True, timeout=400, check=False
+        [*launch, script, images, folder / "log", folder], capture_output=True, text=True, timeout=1200, check=False
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]

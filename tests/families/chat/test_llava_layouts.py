@@ -89,7 +89,7 @@ def test_the_published_folder_trains_from_the_cache_alone(tmp_path):
     home = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "HF_MEDVLM_CACHE": str(tmp_path / "cache")}
     environment = os.environ | home
     ran = subprocess.run(
-        [*command, "--output_dir", str(tmp_path / "run")], capture_output=True, text=True, env=environment, timeout=300
+        [*command, "--output_dir", str(tmp_path / "run")], capture_output=True, text=True, env=environment, timeout=1200
     )
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert "mean 0.53/0.52/0.51, std 0.26/0.25/0.24" in ran.stdout, ran.stdout[:3000]
