@@ -270,7 +270,7 @@ class MedVLMTrainer(Resumable):
             dataset,
             batch_sampler=mine,
             collate_fn=Unfinished(self._evaluation_batch) if self.finishes_pixels() else self._evaluation_batch,
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=int(self.args.dataloader_num_workers or 0),
         )
         model, evaluation = self.evaluation_model(), self.evaluation
         assert evaluation is not None
