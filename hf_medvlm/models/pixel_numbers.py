@@ -27,7 +27,7 @@ def check_pixels(processor: Any, folder: str | Path) -> None:
 
     for name in ("image_mean", "image_std"):
         value = getattr(processor, name, None)
-        numbers = list(value) if isinstance(value, (list, tuple)) else [value]
+        numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
         if value is not None and not (len(numbers) in (1, 3) and all(map(is_number, numbers))):
             raise wrong(name, value, "three numbers")
         if name == "image_std" and value is not None and min(numbers) <= 0:
