@@ -135,6 +135,7 @@ def _signature(name: str, value: object) -> str:
     signature = inspect.signature(value)  # type: ignore[arg-type]
     shown = [str(parameter) for parameter in signature.parameters.values() if parameter.name != "self"]
     parameters = [re.sub(r": ('|\")(.*?)\1", r": \2", text) for text in shown]
+    parameters = [re.sub(r"<function (\w+) at 0x[0-9a-f]+>", r"\1", text) for text in parameters]
     returned = "" if signature.return_annotation is signature.empty else f" -> {signature.return_annotation}"
     line = f"{name.rpartition('.')[2]}({', '.join(parameters)}){returned}"
     if len(line) <= 110:

@@ -39,10 +39,14 @@ def run(folder: Path, *words: object) -> dict:
     return reward_chat.main([*SMALL, "--output_dir", str(folder), *map(str, words)])
 
 
+STEPS = ("--max_steps", 2, "--save_steps", 1, "--eval_steps", 2, "--load_best_model_at_end", False)
+STEPS += ("--reward_kl", 0.05, "--learning_rate", 1e-3)
+
+
 @pytest.fixture(scope="module")
 def grpo(cache, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("grpo") / "run"
-    run(folder, "--max_steps", 2, "--save_steps", 1, "--eval_steps", 2, "--reward_kl", 0.05, "--learning_rate", 1e-3)
+    run(folder, *STEPS)
     return folder
 
 
@@ -70,8 +74,7 @@ def test_a_run_of_grpo_is_a_run_like_any_other(grpo):
 
 @pytest.mark.slow
 def test_grpo_killed_and_resumed_ends_on_the_same_weights(grpo, tmp_path):
-    options = ("--max_steps", 2, "--save_steps", 1, "--eval_steps", 2, "--reward_kl", 0.05, "--learning_rate", 1e-3)
-    run(tmp_path / "resumed", *options, "--resume_from_checkpoint", grpo / "checkpoint-1")
+    run(tmp_path / "resumed", *STEPS, "--resume_from_checkpoint", grpo / "checkpoint-1")
     wanted, found = load_file(grpo / "model.safetensors"), load_file(tmp_path / "resumed" / "model.safetensors")
     assert wanted.keys() == found.keys()
     assert all(torch.equal(found[name], value) for name, value in wanted.items())
