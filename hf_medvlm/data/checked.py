@@ -47,6 +47,13 @@ def words(value: Any, place: str) -> Any:
     return value
 
 
+def name(value: Any, place: str) -> Any:
+    """A text that is not empty."""
+    if not isinstance(value, str) or not value.strip():
+        raise _wrong(value, place, "a text")
+    return value
+
+
 def flag(value: Any, place: str) -> Any:
     """True, false or null."""
     if value is not None and not isinstance(value, bool):

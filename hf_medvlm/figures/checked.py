@@ -9,6 +9,11 @@ from hf_medvlm.data.checked import Kind, anything, count, either, many, named, n
 __all__ = ["INFO", "PREDICTION", "RESULTS", "STATE", "Kind"]
 
 numbers = many(number)
+_rate = record("errors of", rate=number, errors=count, of=count, low=number, high=number)
+
+
+def _cell(value: Any, place: str) -> Any:
+    return {"rate": None} | _rate(value, place)
 
 
 def _curve(value: Any, place: str) -> Any:
@@ -44,7 +49,6 @@ def _matrix(value: Any, place: str) -> Any:
 
 _counts = record("tp fp fn tn", tp=count, fp=count, fn=count, tn=count)
 _error = record(kind=text, finding=text)
-_cell = record("rate errors of", rate=number, errors=count, of=count, low=number, high=number)
 _box = record("xywh", image=count, xywh=many(number, 4), finding=text, phrase=text)
 
 FIGURES = record(
@@ -52,7 +56,7 @@ FIGURES = record(
     confusion=either(_matrix, named(either(_matrix, _counts))),
     per_finding=named(named(number)),
     curves=named(_named_curve),
-    audit=named(named(either(_cell, record(rate=number)))),
+    audit=named(named(_cell)),
     missing_metrics=named(text),
 )
 RESULTS = record(

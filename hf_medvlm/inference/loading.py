@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hf_medvlm.data.checked import either, flag, length, many, named, number, record, words
+from hf_medvlm.data.checked import either, flag, length, many, name, named, number, record, words
 from hf_medvlm.data.files import load_json
 from hf_medvlm.errors import library_errors
 from hf_medvlm.evaluation.base import SETTINGS
@@ -28,7 +28,7 @@ WRITTEN = record(
     system_prompt=words,
     text_encoder=words,
     autocast=words,
-    findings=many(words),
+    findings=many(name),
     thresholds=named(number),
     held_out=named(many(number)),
     options=named(either(words, flag, many(words))),

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from hf_medvlm.data.files import load_json
+from hf_medvlm.errors import clipped
 from hf_medvlm.shipped import find_shipped
 
 if TYPE_CHECKING:
@@ -59,7 +60,8 @@ def check_deepspeed(config: str | Path | dict[str, Any], per_device: int, accumu
     for key, ours in ((MICRO, per_device), (STEPS, accumulation)):
         if settings[key] not in ("auto", ours):
             raise ValueError(
-                f'{name}: {key} is {settings[key]}, but {OPTIONS[key]} is {ours}; write "auto", or make them agree'
+                f"{name}: {key} is {clipped(settings[key])}, but {OPTIONS[key]} is {ours}; "
+                'write "auto", or make them agree'
             )
     total = per_device * accumulation * processes
     stated = settings.get(BATCH, "auto")
@@ -70,8 +72,8 @@ def check_deepspeed(config: str | Path | dict[str, Any], per_device: int, accumu
         if isinstance(stated, int) and stated % (per_device * processes) == 0:
             remedy += f", or --gradient_accumulation_steps {stated // (per_device * processes)}"
         raise ValueError(
-            f"{name}: {BATCH} is {stated}, but {per_device} a device x {accumulation} accumulated x {processes} "
-            f"process(es) = {total}; {remedy}"
+            f"{name}: {BATCH} is {clipped(stated)}, but {per_device} a device x {accumulation} accumulated x "
+            f"{processes} process(es) = {total}; {remedy}"
         )
 
 

@@ -92,7 +92,7 @@ def _from_messages(record: Mapping[str, Any], number: int) -> Study:
             elif block.get("type") == "text" and isinstance(block.get("text"), str):
                 text += block["text"]
             else:
-                raise ValueError(f"message {place}: a block is a text or an image, found {block.get('type')!r}")
+                raise ValueError(f"message {place}: a block is a text or an image, found {block.get('type')!r:.60}")
         turns.append({"from": SPEAKERS[message["role"]], "value": text})
     paths = paths or named
     marks = sum(turn["value"].count(IMAGE) for turn in turns)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from hf_medvlm.data.files import load_json
+from hf_medvlm.data.files import check_regular, load_json
 from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, list_folder, parse_path, read_columns, read_csv
 from hf_medvlm.data.study import Study, StudyImage
 
@@ -93,7 +93,11 @@ def _xml_files(folder: Path) -> list[Path]:
 
 
 def _read_xml(path: Path, pictures: str, views: Mapping[str, str | None]) -> Study:
-    tree = ElementTree.parse(path).getroot()
+    try:
+        check_regular(path)
+        tree = ElementTree.parse(path).getroot()
+    except (ValueError, LookupError) as error:  # a pipe or a device; an encoding that is none
+        raise EntryError("cannot be read", str(error).removeprefix(f"{path}: ")) from error
     uid = tree.find("uId")
     name = None if uid is None else uid.get("id")
     if not name:
