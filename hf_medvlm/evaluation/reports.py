@@ -13,7 +13,7 @@ from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.audit import Error, audit
 from hf_medvlm.metrics.clinical import MISSING, clinical_scores
 from hf_medvlm.metrics.clinical.judge import Judge
-from hf_medvlm.metrics.findings_text import findings_f1
+from hf_medvlm.metrics.findings_text import findings_f1, macro_of_sums
 from hf_medvlm.metrics.intervals import bootstrap_interval, mean_columns, ratio_of_sums
 from hf_medvlm.metrics.text import baseline_texts, score_texts, text_baselines
 
@@ -53,6 +53,7 @@ def score_reports(
         scores.add({name: value}, facts.TEXT, measured.protocol[name], unit=unit)
     scores.add(findings.metrics, facts.TEXT_FINDINGS, findings.protocol)
     scores.intervals["findings_f1_micro"] = bootstrap_interval(findings.sums, patients, ratio_of_sums)
+    scores.intervals["findings_f1_macro"] = bootstrap_interval(findings.sums_of_each, patients, macro_of_sums)
     audited = audit(texts, references, patients, shown)
     scores.add(audited.metrics, facts.AUDIT, audited.protocol, better=facts.LOWER)
     scores.intervals |= audited.intervals

@@ -28,6 +28,7 @@ class FindingsF1:
     per_finding: dict[str, dict[str, float]]  # CheXpert name -> precision, recall, f1, n (references that have it)
     per_study: list[float]  # F1 over the findings of each study
     sums: np.ndarray  # (N, 2): true positives, and (predicted + stated) / 2, of each study; micro F1 is their ratio
+    sums_of_each: np.ndarray  # (N, 28): true positives of each finding, then (predicted + stated) / 2 of each
     protocol: dict[str, str]  # metric -> text
 
 
@@ -65,11 +66,20 @@ def findings_f1(predictions: Sequence[str], references: Sequence[str]) -> Findin
         per_finding=table,
         per_study=[float(precision_recall_f1(p, t)[2]) for p, t in zip(predicted, true, strict=True)],
         sums=np.stack([(predicted & true).sum(1), (predicted.sum(1) + true.sum(1)) / 2], axis=1),
+        sums_of_each=np.concatenate([predicted & true, (predicted.astype(float) + true) / 2], axis=1),
         protocol={
             "findings_f1_micro": f"{PROTOCOL}; all findings of all studies pooled{language}",
             "findings_f1_macro": f"{PROTOCOL}; mean over the findings that occur on either side{language}",
         },
     )
+
+
+def macro_of_sums(sums: np.ndarray) -> np.ndarray:
+    """(R, 28) sums of `FindingsF1.sums_of_each` -> (R,): mean F1 of the findings that occur; NaN where none does."""
+    hits, counts = np.split(np.asarray(sums, dtype=float), 2, axis=1)
+    each = np.divide(hits, counts, out=np.zeros_like(hits), where=counts > 0)
+    occur = (counts > 0).sum(1)
+    return np.divide(each.sum(1), occur, out=np.full(len(each), np.nan), where=occur > 0)
 
 
 def _positives(texts: Sequence[str]) -> np.ndarray:

@@ -8,7 +8,7 @@ from sklearn.metrics import f1_score
 
 from hf_medvlm.labels import CHEXPERT_14
 from hf_medvlm.language.findings import label_report
-from hf_medvlm.metrics.findings_text import findings_f1
+from hf_medvlm.metrics.findings_text import findings_f1, macro_of_sums
 
 REFERENCES = [
     "Small left effusion. Mild cardiomegaly.",
@@ -63,3 +63,14 @@ def test_equal_texts_score_one():
 def test_lengths_must_agree():
     with pytest.raises(ValueError, match="2 and 1"):
         findings_f1(["a", "b"], ["a"])
+
+
+def test_macro_f1_of_sums_is_the_macro_f1_of_the_studies_they_were_summed_over():
+    texts = ["Cardiomegaly. No effusion.", "Left pleural effusion.", "The lungs are clear.", "Edema and effusion."]
+    references = ["Cardiomegaly with edema.", "Left pleural effusion.", "Normal.", "Pulmonary edema."]
+    sums = findings_f1(texts, references).sums_of_each
+    for drawn in ([0, 1, 2, 3], [1, 1, 3, 0], [2, 2, 2, 2]):  # each resample: the obvious way beside the sums
+        again = findings_f1([texts[i] for i in drawn], [references[i] for i in drawn])
+        expected = again.metrics["findings_f1_macro"]
+        assert macro_of_sums(sums[drawn].sum(0, keepdims=True)) == pytest.approx(expected)
+    assert np.isnan(macro_of_sums(np.zeros((1, 28)))).all()
