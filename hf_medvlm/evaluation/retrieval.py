@@ -56,6 +56,7 @@ class RetrievalEvaluation(Evaluation):
             "[it]2[it]_median_rank",
             "[it]2[it]_mrr",
             "gallery_size",
+            "unique_texts",
             "*_recall@*",
             "mean_recall",
             "combined",
