@@ -58,7 +58,7 @@ FAMILIES = {
     "blip": ("finetune_blip", "--max_length 16"),
     "git": ("finetune_git", "--max_length 16"),
     "dual_encoder": ("train_dual_encoder", "--probe_studies 20"),
-    "patch_ib": ("train_patch_ib", "--probe_studies 20 --variant E"),
+    "patch_ib": ("train_patch_ib", "--probe_studies 20 --variant E --image_size 64"),
     "medklip": ("train_medklip", ""),
     "biovil_t": ("finetune_biovil_t", "--max_length 32"),
     "llava": ("llava_mimic", "--max_new_tokens 8"),
