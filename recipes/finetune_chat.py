@@ -7,6 +7,8 @@
     python recipes/finetune_chat.py --config recipes/chat_stage1.yaml # connector alone, then chat_stage2, chat_stage3
 """
 
+from functools import partial
+
 from hf_medvlm.families.chat.arguments import ConversationDataArguments
 from hf_medvlm.families.chat.message_arguments import DEFAULTS, TINY, MessageModelArguments, MessageTrainingArguments
 from hf_medvlm.families.chat.message_recipe import load_chat_model, message_trainer, score_other_images
@@ -21,10 +23,8 @@ def main(argv: list[str] | None = None) -> dict:
     splits = load_conversations(args)
     model, processor = load_chat_model(args, splits)
     trainer = message_trainer(model, processor, splits, args)
-    results = fit(trainer, splits, args)
-    if args.training.other_images:
-        score_other_images(trainer, splits, results)
-    return results
+    more = partial(score_other_images, trainer, splits) if args.training.other_images else None
+    return fit(trainer, splits, args, more)
 
 
 if __name__ == "__main__":

@@ -105,13 +105,20 @@ def scores_all(args: SimpleNamespace) -> bool:
     return True
 
 
-def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[str, Scores]:
+def fit(
+    trainer: MedVLMTrainer,
+    splits: Splits,
+    args: SimpleNamespace,
+    more: Callable[[dict[str, Scores]], object] | None = None,
+) -> dict[str, Scores]:
     """Check, train, evaluate and leave a complete run in `args.training.output_dir`.
 
     Args:
         trainer: with model, collators and evaluation.
         splits: what `load_splits` gave.
         args: what `parse` gave.
+        more: adds what a recipe scores besides to the scores, in all processes, before any of it is written: what came
+            after `run.json` would be missing from a run that was killed in between.
 
     Returns:
         `{"eval": Scores, "test": Scores}` for the splits that have studies; nothing after a `--dry_run`.
@@ -155,6 +162,8 @@ def fit(trainer: MedVLMTrainer, splits: Splits, args: SimpleNamespace) -> dict[s
     for name, split in (("eval", "validate"), ("test", "test")):
         if splits.studies[split]:
             results[name] = trainer.scores(StudyRows(splits.studies[split]))
+    if more is not None:
+        more(results)
     if main_process and trainer.evaluation and not training.evaluate_only:
         half = "bfloat16" if training.bf16 else "float16" if training.fp16 else None
         trainer.evaluation.write_settings(folder, autocast=half)

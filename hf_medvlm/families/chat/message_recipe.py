@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,7 @@ from transformers.integrations import is_deepspeed_zero3_enabled
 
 from hf_medvlm.data.conversations import answer_of, turns_of
 from hf_medvlm.data.counting import Texts
-from hf_medvlm.data.files import load_json, write_json
+from hf_medvlm.data.files import load_json
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.vqa_rad import as_multi_turn
@@ -167,10 +166,10 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
 
 
 def score_other_images(trainer: MessageTrainer, splits: Splits, results: dict[str, Scores]) -> float | None:
-    """Score the test split once more with each study's images taken from another, print both, and keep both.
+    """Score the test split once more with each study's images taken from another, and print both.
 
-    A model that writes from the text alone scores the same. The second score becomes the baseline `other_images` of
-    `test_results.json`. None where there is no test split, or no two studies with equally many images.
+    A model that writes from the text alone scores the same. The second score becomes the baseline `other_images`. None
+    where there is no test split, or no two studies with equally many images.
     """
     if "test" not in results:
         return None
@@ -191,10 +190,7 @@ def score_other_images(trainer: MessageTrainer, splits: Splits, results: dict[st
     if trainer.is_world_process_zero():
         shown = f"{with_theirs:.3f}, with other studies' images {with_others:.3f}"
         print(f"findings F1 on the test split: {shown}", flush=True)
-        file = Path(str(trainer.args.output_dir)) / "test_results.json"
-        content = json.loads(file.read_text(encoding="utf-8"))
-        content["baselines"]["other_images"] = {name: with_others}
-        write_json(file, content)
+    results["test"].baselines["other_images"] = {name: with_others}
     return with_others
 
 
