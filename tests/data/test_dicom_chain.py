@@ -213,6 +213,12 @@ def test_a_12_bit_jpeg_is_not_called_broken() -> None:
     assert "broken" not in str(caught.value) and "pylibjpeg" in str(caught.value)
 
 
+def test_a_jpeg_2000_whose_sizes_a_delimiter_overwrote_is_refused_with_both_sizes() -> None:
+    path = pydicom.data.get_testdata_file("JPEG2000-embedded-sequence-delimiter.dcm", download=False)
+    with pytest.raises(ValueError, match=r"compressed frame is \d+ x 1024 pixels, its header says 256 x 1024"):
+        open_radiograph(path)
+
+
 def test_palette_colour_is_read(tmp_path: Path) -> None:
     pixels = (np.arange(64 * 64).reshape(64, 64) % 256).astype(np.uint8)
     elements: dict = {"PhotometricInterpretation": "PALETTE COLOR"}

@@ -12,6 +12,12 @@ CAPTIONER = {"data": DataArguments, "model": CaptioningArguments, "training": Me
 PAIRS = CAPTIONER | {"model": PairArguments}
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """An output folder is reserved where it is chosen, which must not be the checkout."""
+    monkeypatch.chdir(tmp_path)
+
+
 def read(*argv: str, groups=CAPTIONER, out="never_made"):
     return parse("recipe.py", [*argv, "--output_dir", out], defaults=DEFAULTS, tiny=TINY, **groups)
 
