@@ -6,8 +6,9 @@ Headlines: `mean_auc`, `pointing_game`. Thresholds are chosen on validation stud
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +26,7 @@ from hf_medvlm.language.findings import extract_triplets
 from hf_medvlm.metrics import facts
 from hf_medvlm.metrics.findings import (
     KINDS,
+    average_precision,
     best_f1_thresholds,
     confusion,
     finding_scores,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 PUBLISHED_THRESHOLD, PUBLISHED_PATCHES = 0.008, 196  # of the location mask, on a grid of 14 x 14
 EXPLAINED = 24  # studies at the head of the split whose boxed entities are explained by Grad-CAM
-RESAMPLES = 200  # of the mean AUC, each of which sorts all scores again
+RESAMPLES = 200  # of the mean AUC and average precision, each of which sorts all scores again
 
 
 MISSPELT = {"eumonia": "pneumonia"}
@@ -265,9 +267,10 @@ class MedKlipEvaluation(Evaluation):
         how_trained = f"{how}; {findings_protocol(found, names[:trained])}"
         scores.add({name: found[name] for name in means}, facts.FINDINGS, how_trained)
         scores.baselines["all_present"] = {name: constant[name] for name in means}
-        scores.intervals["mean_auc"] = bootstrap_rows(
-            lambda rows: _mean_auc(shown[rows], truth[rows]), len(shown), patients, resamples=RESAMPLES
-        )
+        for name, measure in {"mean_auc": area, "mean_ap": average_precision}.items():
+            scores.intervals[name] = bootstrap_rows(
+                partial(_resampled, measure, shown, truth), len(shown), patients, resamples=RESAMPLES
+            )
         if trained < len(names):
             apart = finding_scores(
                 probability[:, trained:], labels[:, trained:], names[trained:], thresholds=limits[trained:]
@@ -377,8 +380,11 @@ def location_scores(weights: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     return phrase_scores(((weights - low) / span)[rows][:, columns], mask, mask_threshold=limit)
 
 
-def _mean_auc(probability: np.ndarray, labels: np.ndarray) -> float:
-    """Mean over the entities where it is defined."""
+def _resampled(
+    measure: Callable[[np.ndarray, np.ndarray], float], probability: np.ndarray, labels: np.ndarray, rows: np.ndarray
+) -> float:
+    """Mean of `measure` over the entities where it is defined, in one sample of rows."""
+    probability, labels = probability[rows], labels[rows]
     known = ~np.isnan(labels)
-    found = [area(probability[k, c], labels[k, c]) for c, k in enumerate(known.T)]
-    return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
+    values = [measure(probability[k, c], labels[k, c]) for c, k in enumerate(known.T)]
+    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")

@@ -48,6 +48,7 @@ def test_thresholds_are_chosen_on_validation_and_kept_for_test(evaluation):
     test = evaluation.score(outputs(chosen_on / 10, labels), studies("test"))
     assert test.metrics["mean_f1"] == 0 and test.metrics["mean_auc"] == 1
     assert test.figures["thresholds"] == validation.figures["thresholds"]
+    assert test.intervals["mean_auc"] == test.intervals["mean_ap"] == (1.0, 1.0)
     assert test.figures["per_finding"]["edema"]["n"] == 3 and test.metrics["auc/effusion"] == 1
 
 
