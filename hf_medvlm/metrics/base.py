@@ -12,6 +12,7 @@ from hf_medvlm.errors import clipped, library_errors
 
 if TYPE_CHECKING:
     from evaluate import Metric as _Metric  # what the mix-in stands in front of
+    from evaluate import MetricInfo
 else:
     _Metric = object
 
@@ -43,6 +44,23 @@ def numbers(name: str, rows: Any) -> np.ndarray:
         return array if array.dtype.kind in "fiub" else array.astype(np.float64)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name} must be numbers, rows of one length: {clipped(str(error))}") from error
+
+
+def text_pairs_info(description: str | None) -> MetricInfo:
+    """What `evaluate` is told of a metric that compares a text with a text.
+
+    Args:
+        description: the docstring of the metric's module.
+    """
+    from evaluate import MetricInfo
+
+    text = datasets.Value("string")
+    return MetricInfo(
+        description=description or "",
+        citation="",
+        inputs_description="predictions: texts; references: texts.",
+        features=datasets.Features({"predictions": text, "references": text}),
+    )
 
 
 class InMemory(_Metric):

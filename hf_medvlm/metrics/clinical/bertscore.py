@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemory
+from hf_medvlm.metrics.base import InMemory, text_pairs_info
 from hf_medvlm.metrics.clinical.results import ClinicalResult, check_pairs
 from hf_medvlm.metrics.clinical.weights import default_device, find_file, load_text_model
 
@@ -171,13 +170,7 @@ class Metric(InMemory, evaluate.Metric):
         super().__init__(config_name=config_name, **options)
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions: texts; references: texts.",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+        return text_pairs_info(__doc__)
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         result = score(predictions, references, self.weights, self.device, [self.config_name])

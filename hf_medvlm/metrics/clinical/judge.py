@@ -25,12 +25,11 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import urlsplit
 
-import datasets
 import evaluate
 import numpy as np
 
 from hf_medvlm.language.sections import sentences
-from hf_medvlm.metrics.base import InMemory
+from hf_medvlm.metrics.base import InMemory, text_pairs_info
 from hf_medvlm.metrics.clinical.results import ClinicalResult, check_pairs
 from hf_medvlm.metrics.clinical.weights import MissingWeights
 
@@ -253,13 +252,7 @@ class Metric(InMemory, evaluate.Metric):
         super().__init__(config_name=config_name, **options)
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description="predictions: texts; references: texts.",
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+        return text_pairs_info(__doc__)
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         result = score(predictions, references, self.judge, [self.config_name or "judge_green"])
