@@ -22,26 +22,27 @@ from hf_medvlm.training.run import leave_processes
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 GLOBAL_BATCH = 8
+# One step of plain SGD at rate 1, so that the weights show the gradient.
+SGD_STEP = {
+    "max_steps": 1,
+    "per_device_train_batch_size": GLOBAL_BATCH,
+    "per_device_eval_batch_size": 4,
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0.0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "logging_steps": 1,
+    "disable_tqdm": True,
+}
 
 
 def make_trainer(family: Family, splits: Splits, folder: Path, **options: Any) -> MedVLMTrainer:
     """A trainer on the first eight studies; plain SGD at rate 1, so that the weights show the gradient."""
-    defaults = {
-        "max_steps": 1,
-        "per_device_train_batch_size": GLOBAL_BATCH,
-        "per_device_eval_batch_size": 4,
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-    }
     return family.trainer_class(
         model=family.model,
-        args=MedVLMArguments(output_dir=str(folder), **(defaults | options)),
+        args=MedVLMArguments(output_dir=str(folder), **(SGD_STEP | options)),
         objective=family.objective,
         data_collator=family.collator(False),
         evaluation=family.evaluation,

@@ -1,6 +1,5 @@
 """NIH ChestX-ray14 in its official layout, made up, and the small copy of the shared data."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from hf_medvlm.data.prepare_options import parse_options
 from hf_medvlm.data.sources.nih import load_nih
 from hf_medvlm.data.study import read_jsonl
 
-SMALL = Path(os.environ.get("HF_MEDVLM_SHARED", "/work/shared")) / "data" / "nih64"
+SMALL = Path(__file__).parents[3] / "shared" / "data" / "nih64"
 HEADER = "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,View Position\n"
 
 

@@ -10,7 +10,7 @@ from hf_medvlm.data.load import load_splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study, StudyBox, StudyImage, read_jsonl, write_jsonl
 
-FAULTS = Path(os.environ.get("HF_MEDVLM_SHARED", "/work/shared")) / "golden" / "faults"
+FAULTS = Path(__file__).parents[3] / "shared" / "golden" / "faults"
 RECORD = {"study_id": "s1", "patient_id": "p1", "images": [{"path": "a.png", "view": "PA"}], "findings": "Clear."}
 OPTIONAL = {
     "comparison": "None.",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from families import SIZE, build
-from steps import GLOBAL_BATCH, logged_losses
+from steps import GLOBAL_BATCH, SGD_STEP, logged_losses
 
 from hf_medvlm.data.load import Splits, load_splits
 from hf_medvlm.data.rows import StudyRows
@@ -37,22 +37,9 @@ def make_reward_trainer(
         reference = copy.deepcopy(family.model)
         with_noise = next(reference.text_decoder.parameters())
         with_noise.data.mul_(1.02)  # or there would be no distance in the first step
-    defaults = {
-        "max_steps": 1,
-        "per_device_train_batch_size": GLOBAL_BATCH,
-        "per_device_eval_batch_size": 4,
-        "optim": "sgd",
-        "learning_rate": 1.0,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "eval_strategy": "no",
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-    }
     return RewardTrainer(
         model=family.model,
-        args=MedVLMArguments(output_dir=str(folder), **(defaults | training)),
+        args=MedVLMArguments(output_dir=str(folder), **(SGD_STEP | training)),
         data_collator=family.collator(False),
         evaluation=family.evaluation,
         reward=reward,
