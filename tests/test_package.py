@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
+import importlib.metadata
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -46,33 +50,94 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def offline_commands() -> dict[str, list[str]]:
+    """Command and subcommand -> its words, as docs/offline.md has them."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", (ROOT / "docs/offline.md").read_text(), re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line) for line in "".join(blocks).splitlines()]
+    return {" ".join(words[:2]): words for words in reversed(lines)}  # of two alike the first
+
+
 @pytest.fixture(scope="module")
 def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of a new environment that holds the wheel and borrows every other package from this one."""
-    wheels, environment = tmp_path_factory.mktemp("wheels"), tmp_path_factory.mktemp("environment") / "venv"
-    pip, offline = [sys.executable, "-m", "pip"], ["--no-deps", "--no-index", "--quiet"]
+    """The `bin` folder of a new environment where docs/offline.md was followed without an index.
+
+    The folder of wheels holds this package alone. Every other package lies in the environment already, borrowed from
+    this one, so that pip's own resolver finds whether anything that is asked for would be missing.
+    """
+    carried, environment = tmp_path_factory.mktemp("carried"), tmp_path_factory.mktemp("environment") / "venv"
+    pip = [sys.executable, "-m", "pip"]
     # a PYTHONPATH that leads to the checkout would tell pip that the package is there already
-    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    build = [*pip, "wheel", *offline, "--no-build-isolation", "-w", str(wheels), str(source)]
-    subprocess.run(build, check=True, env=alone)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHONPATH", "PIP_"))}
+    alone = kept | {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    build = [*pip, "wheel", "--quiet", "--no-deps", "--no-index", "--no-build-isolation", "-w", "wheels", str(source)]
+    subprocess.run(build, check=True, env=alone, cwd=carried)
+    shutil.copy(ROOT / "constraints.txt", carried)
     venv.create(environment, symlinks=True)
-    python = environment / "bin" / "python"
-    install = [*pip, "--python", str(python), "install", *offline, str(next(wheels.glob("*.whl")))]
-    subprocess.run(install, check=True, env=alone)
-    packages = next(environment.glob("lib/python*/site-packages"))
-    borrowed = [path for path in sys.path if path.endswith("-packages")]
-    (packages / "borrowed.pth").write_text("\n".join(borrowed))  # these come after the environment's own packages
+    python, packages = environment / "bin" / "python", next(environment.glob("lib/python*/site-packages"))
+    borrowed = environment / "borrowed"
+    borrowed.mkdir()
+    for folder in [Path(path) for path in sys.path if path.endswith("-packages")]:
+        for path in folder.iterdir():
+            if not ("hf_medvlm" in path.name or path.suffix == ".pth" or (borrowed / path.name).exists()):
+                (borrowed / path.name).symlink_to(path)
+    (packages / "borrowed.pth").write_text(str(borrowed))  # it comes after the environment's own packages
+    install = [*pip, "--python", str(python), *offline_commands()["pip install"][1:], "--quiet"]
+    done = subprocess.run(install, env=alone, cwd=carried, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in packages.glob("hf_medvlm*")] != []
     return python.parent
 
 
 def run_in(folder: Path, *command: str | Path) -> str:
     """What a program prints that runs in a folder which knows nothing of the checkout."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1"}
+    # whatever asks for the internet meets a port where nobody answers
+    environment |= dict.fromkeys(["http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"], "http://127.0.0.1:9")
+    environment |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def test_the_offline_page_carries_everything_in():
+    """Wheels are made outside, of source too, with the versions that are installed inside; all hashes are known."""
+    commands, text = offline_commands(), (ROOT / "docs/offline.md").read_text()
+    collect, install = commands["pip wheel"], commands["pip install"]
+    assert "pip download" not in commands and "--no-deps" not in collect + install
+    assert install[2:] == ["--no-index", "--find-links", collect[collect.index("-w") + 1], *collect[2:4], "hf_medvlm"]
+    assert collect[2:4] == ["-c", "constraints.txt"] and " ".join(install[2:]) in (ROOT / "docs/Dockerfile").read_text()
+    needed = closure()
+    if sys.version_info[:2] == (3, 11) and sys.platform == "linux":  # which the hashes are of
+        hashed = {plain(line) for line in (ROOT / "constraints-hashes.txt").read_text().splitlines() if "==" in line}
+        assert needed - hashed == set(), "python docs/make_hashes.py"
+    sources = re.search(r"a few packages \((.*?)\) are published as source alone", text.replace("\n", " "))
+    assert sources and {plain(name) for name in re.split(r", | and ", sources[1])} <= needed
+
+
+def plain(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def closure() -> set[str]:
+    """Every package that an installation brings, through others too."""
+    from packaging.requirements import Requirement
+
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    seen: set[tuple[str, str]] = set()
+
+    def walk(requirement: Requirement, extra: str) -> None:
+        if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
+            return
+        for asked in {"", *requirement.extras} - {extra for name, extra in seen if name == plain(requirement.name)}:
+            seen.add((plain(requirement.name), asked))
+            for line in importlib.metadata.requires(requirement.name) or []:
+                walk(Requirement(line), asked)
+
+    for line in filter(None, setup["options"]["install_requires"].splitlines()):
+        walk(Requirement(line), "")
+    return {name for name, _ in seen}
 
 
 @pytest.mark.slow

@@ -87,6 +87,12 @@ EARLY_CUES: tuple[Cue, ...] = (
     ),
     ("none", None, rf"(?:ensure|document|confirm|until|assess|monitor|pending|to) (?:\w+ )?{_GONE}(?: of)?"),
     ("none", None, r"(?:consistent|compatible|in keeping|associated|in line|concordant) with"),
+    (  # a test of the laboratory is negative, not what the sentence goes on with
+        "none",
+        None,
+        r"(?:pcr|swabs?|cultures?|serology|antigens?|antibod(?:y|ies)|tests?|tested|hiv|covid(?:-19)?)"
+        r"(?: (?:is|are|was|were|came back|results?)){0,2} (?:negative|-ve)(?! for)",
+    ),
     # Doubt.
     (
         "doubt",
@@ -192,7 +198,13 @@ EARLY_CUES: tuple[Cue, ...] = (
 
 # Tried after the words for findings and places.
 LATE_CUES: tuple[Cue, ...] = (
-    ("doubt_aside", None, r"possible|probable|likely|questionable|questioned|suspected|equivocal|considered|favou?red"),
+    (
+        "doubt_aside",
+        None,
+        r"possible|probable|likely|questionable|questioned|suspected|equivocal|favou?red|"
+        r"considered(?! (?:typical|characteristic|classic\w*|diagnostic|consistent|compatible|in keeping|"
+        r"suspicious|as|an?)\b)",
+    ),
     (
         "doubt",
         None,
@@ -200,7 +212,7 @@ LATE_CUES: tuple[Cue, ...] = (
         r"us) (?:for|of)|suspicion"
         r"|suspects?|concern\w*|worrisome|worrying|suggest\w*|presum\w+|differential|potential\w*|"
         r"favou?r\w*|possibility of"
-        r"|consider(?:ing|ation|ations)?|(?:thought|felt|believed) to|rais\w+ (?:the )?(?:question|"
+        r"|consider(?:ing|ation|ations)?|(?:thought|felt|believed|considered) to|rais\w+ (?:the )?(?:question|"
         r"possibility)|hint of",
     ),
     ("deny", "answer", r"no(?! the)|nil|not"),

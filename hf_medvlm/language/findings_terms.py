@@ -64,7 +64,11 @@ PLACES: tuple[tuple[str, str], ...] = (
     (r"(?:cardiac|heart) borders?", "heart border"),
     (r"right atri(?:um|al)", "right atrium"),
     (r"right ventric\w+", "right ventricle"),
-    (r"(?:heart|cardiac|cardiopericardial|pericardial)(?: size| silhouettes?| contours?| shadow)?", "heart size"),
+    (
+        r"(?:heart|cardiac|cardiopericardial|pericardial)(?: size| silhouettes?| contours?| shadow)?"
+        r"(?! (?:troponins?|enzymes?|(?:bio)?markers?|output|arrest|rate|rhythm|murmurs?|sounds?)\b)",
+        "heart size",
+    ),
     (r"mediastin\w+|paratracheal|para-?mediastinal", "mediastinal"),
     (r"superior vena cava|svc", "svc"),
     (r"trachea\w*|carina\w*", "trachea"),

@@ -55,6 +55,13 @@ SAID = [
     ("Pneumonia is unlikely.", {"Pneumonia": 0}),
     ("No effusion, possible edema.", {EFFUSION: 0, "Edema": -1}),
     ("No suspicious nodule.", {"Lung Lesion": 0}),
+    # Values of the laboratory, and what is thought of a finding that is there
+    ("Normal cardiac troponin, heart rate 90. The heart is enlarged.", {HEART: 1}),
+    ("Normal cardiac enzymes.", {}),
+    ("RT-PCR -ve and left basal pneumonia.", {"Pneumonia": 1}),
+    ("PCR was negative for pneumonia.", {"Pneumonia": 0}),
+    ("Peripheral opacification considered typical for COVID-19.", {OPACITY: 1}),
+    ("Right basal opacity considered to represent pneumonia.", {OPACITY: 1, "Pneumonia": -1}),
     # What looks like a denial and is none
     ("No change in the small left effusion.", {EFFUSION: 1}),
     ("No significant interval change in moderate cardiomegaly.", {HEART: 1}),
