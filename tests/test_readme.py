@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from made_run import make_run
+from made_shards import as_shards
 
 from hf_medvlm.__main__ import COMMANDS as COMMANDS_OF_OURS
 from hf_medvlm.__main__ import _parse, main
@@ -250,6 +251,7 @@ def corpus(tmp_path_factory, splits):
     import pandas
 
     pandas.DataFrame(rows).to_csv(folder / "reports.csv", index=False)
+    as_shards(splits, folder / "shards")
     return folder
 
 
@@ -259,7 +261,9 @@ def dry_run_words(options: list[str], corpus: Path, images: Path) -> list[str] |
         return None
     words = list(options)
     for place, word in enumerate(words[:-1]):
-        if word == "--dataset":
+        if word == "--dataset" and words[place + 1].startswith("shards/"):
+            words[place + 1] = str(corpus / words[place + 1])
+        elif word == "--dataset":
             words[place + 1] = str(corpus / ("reports.csv" if words[place + 1].endswith(".csv") else "master.jsonl"))
         if word == "--image_folder":
             words[place + 1] = str(images)

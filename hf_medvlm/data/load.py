@@ -21,6 +21,7 @@ from hf_medvlm.data.files import cache_folder, open_text, read_json
 from hf_medvlm.data.images import ONE_GREY
 from hf_medvlm.data.quality import find_leakage, refuse_leakage, without_images
 from hf_medvlm.data.sources.base import Corpus, Rejected, link_priors
+from hf_medvlm.data.sources.shards import is_shards, load_shards
 from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study, read_jsonl
@@ -119,8 +120,7 @@ def load_splits(
     if verify_images:
         studies = drop_broken(studies, folder, rejected, check)
     studies = _drop_unusable(studies, dataset, rejected, sections)
-    name = Path(dataset).name if Path(dataset).exists() else dataset
-    splits = splits_of(studies, folder, name, rejected, train_studies, eval_studies, held_out)
+    splits = splits_of(studies, folder, data_name(dataset), rejected, train_studies, eval_studies, held_out)
     return replace(splits, notes=tuple(found.notes), patients_known=found.patients_known)
 
 
@@ -137,6 +137,13 @@ def _read_dataset(
         count, size = synthetic
         folder = cache_folder() / f"synthetic-v{GENERATOR}-{count}-{size}"
         return make_studies(folder, count=count, size=size), Corpus(image_folder=folder)
+    if is_shards(dataset):
+        if image_folder:
+            raise ValueError(
+                f"--image_folder {image_folder}: the images of {dataset} lie inside the shards; leave it out"
+            )
+        master, found = load_shards(dataset, named, held_out)
+        return with_splits(read_master(str(master)), held_out), found
     folder = Path(image_folder) if image_folder else data_folder(dataset)
     if not folder.is_dir():
         raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
@@ -210,6 +217,11 @@ def splits_of(
             "that is all test, use recipes/evaluate_run.py"
         )
     return Splits(by_split, folder, name, tuple(rejected))
+
+
+def data_name(dataset: str) -> str:
+    """What a data set is called: its file's or folder's name, or its id on the Hub."""
+    return Path(dataset).name if Path(dataset).exists() or is_shards(dataset) else dataset
 
 
 def data_folder(dataset: str) -> Path:

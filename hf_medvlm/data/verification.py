@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from hf_medvlm.data.files import atomic_open, cache_folder, machine_lock, short_hash
+from hf_medvlm.data.images.members import stat_image
 from hf_medvlm.data.images.read import why_unusable
 
 logger = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ def stat_files(
 def stat_file(path: str | Path) -> tuple[int, int]:
     """Bytes and time of change (ns) of a file; -1 where there is none, or none that may be seen."""
     try:
-        status = os.stat(path)
+        status = stat_image(path)
     except (OSError, ValueError):
         return -1, -1
     return status.st_size, status.st_mtime_ns

@@ -77,7 +77,9 @@ class DataArguments:
     """Which studies."""
 
     dataset: str = option(
-        "synthetic", "synthetic; a master .jsonl; a table (.csv, .jsonl, .xlsx, .parquet); a folder; a Hub id"
+        "synthetic",
+        "synthetic; a master .jsonl; a table (.csv, .jsonl, .xlsx, .parquet); a folder; a Hub id; shards: a pattern "
+        "such as 'shards/*.tar' (WebDataset) or 'shards/*.parquet', in quotation marks",
     )
     image_folder: str | None = option(None, "what image paths are relative to; by default the folder of --dataset")
     image_column: str | None = option(
@@ -112,6 +114,11 @@ class MedVLMArguments(TrainingArguments):
         None,
         "folder of prepared pictures, decoded and shrunk once for all runs and processes; what is not in it is added "
         "before training (prepare_data.py --cache fills one too)",
+    )
+    shuffle_buffer: int | None = option(
+        None,
+        "mix so many training samples at a time, neighbours in the files together, so that a disk reads on; by default "
+        "1000 for shards, and all for files of their own",
     )
     logging_steps: float = option(10, "log every so many steps (below 1: a fraction of the run)")
     eval_strategy: str = option("steps", "when to evaluate: no, steps or epoch")
@@ -149,6 +156,8 @@ class MedVLMArguments(TrainingArguments):
         if self.fp16 and self.use_cpu:
             say("--fp16 True: float16 training needs a GPU; training goes on in float32")
             self.fp16 = False
+        if self.shuffle_buffer is not None and self.shuffle_buffer < 1:
+            raise ValueError(f"--shuffle_buffer {self.shuffle_buffer}: at least 1 sample is needed")
         self.workers_asked = self.dataloader_num_workers is not None
         self.dataloader_num_workers = self.dataloader_num_workers or 0
         if "no" in (self.save_strategy, self.eval_strategy):

@@ -22,12 +22,13 @@ import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 from transformers.trainer_utils import SaveStrategy
 
 from hf_medvlm.collators.augmentation import finish_batch
 from hf_medvlm.collators.pixels import Unfinished
+from hf_medvlm.data.images.members import shard_of
 from hf_medvlm.data.rows import Row, StudyRows
 from hf_medvlm.data.sources.base import nearest
 from hf_medvlm.data.study import Study
@@ -36,6 +37,7 @@ from hf_medvlm.models.attention import take_kernels_of_any_shape
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
 from hf_medvlm.training.objective import Objective
+from hf_medvlm.training.order import BUFFER, BufferedSampler
 from hf_medvlm.training.parts import CONNECTOR, VISION, split_by_rate
 from hf_medvlm.training.resuming import Resumable
 
@@ -171,6 +173,17 @@ class MedVLMTrainer(Resumable):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collate
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler | None:
+        """The Trainer's; samples of shards are mixed within `--shuffle_buffer`, in the order in which they are read."""
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        buffer = self.args.shuffle_buffer
+        if buffer is None and len(rows):
+            image = rows[0].study.frontal
+            buffer = BUFFER if image and shard_of(image.path) else None
+        if buffer is None:
+            return super()._get_train_sampler(train_dataset)
+        return BufferedSampler(len(rows), buffer, self.args.seed)
 
     # -- evaluation ----------------------------------------------------------------------------------------------------
 

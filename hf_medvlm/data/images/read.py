@@ -10,6 +10,7 @@ from PIL import Image
 
 from hf_medvlm.data.images.base import MAX_PIXELS, Refused
 from hf_medvlm.data.images.dicom import DICOM_SUFFIXES, read_dicom
+from hf_medvlm.data.images.members import open_member, stat_image
 from hf_medvlm.data.images.pictures import PILLOW_FORMATS, Least, is_picture, read_picture
 
 _NOT_READ = {  # what other files begin with -> (what they are, whether Pillow can convert them)
@@ -27,7 +28,7 @@ def open_radiograph(path: str | Path | BinaryIO, least: Least | None = None) -> 
     """Read a PNG, JPEG, BMP, WebP or DICOM file as a PIL image of mode "L".
 
     DICOM is known by its content or its suffix. Of several frames the first is taken. Colour becomes luminance, what is
-    transparent becomes black, and an EXIF orientation is obeyed.
+    transparent becomes black, and an EXIF orientation is obeyed. A path may lead into a shard (`members.py`).
 
     Args:
         path: a file, or an open binary file such as `io.BytesIO` of bytes that a table holds.
@@ -69,10 +70,10 @@ def _read(path: str | Path | BinaryIO, least: Least | None = None) -> Image.Imag
     if not isinstance(path, (str, Path)):
         return _decode(path, "", least)
     try:
-        mode = Path(path).stat().st_mode
+        mode = stat_image(path).st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # a pipe or a device may never end
             raise ValueError("it cannot be opened: it is a pipe, socket or device and no regular file")
-        with open(path, "rb") as handle:
+        with open_member(path) or open(path, "rb") as handle:
             return _decode(handle, Path(path).suffix.lower(), least)
     except FileNotFoundError as error:
         raise ValueError("there is no such file") from error

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from hf_medvlm.data.images.dicom import DICOM_SUFFIXES
+from hf_medvlm.data.images.members import shard_of
 from hf_medvlm.data.sources.base import EntryError, parse_path
 from hf_medvlm.data.sources.cells import IMAGE_SUFFIXES
 
@@ -79,7 +80,7 @@ class ImagePaths:
         if self.folder is None:
             return False
         try:
-            return (self.folder / path).is_file()
+            return (self.folder / (shard_of(path) or path)).is_file()
         except (OSError, ValueError):  # a name that no file can have
             return False
 

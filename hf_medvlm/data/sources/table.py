@@ -83,6 +83,31 @@ def load_table(
     rejected: list[Rejected] = []
     notes: list[str] = []
     rows = list(table_rows(path, encoding, rejected, notes))
+    named = (image_column, text_columns, patient_column, split_column, date_column)
+    return studies_of_rows(path, rows, rejected, notes, *named, image_folder, cache_folder, held_out, needs_text)
+
+
+def studies_of_rows(
+    path: str,
+    rows: Sequence[Entry],
+    rejected: list[Rejected],
+    notes: list[str],
+    image_column: str | None = None,
+    text_columns: str | Sequence[str] | None = None,
+    patient_column: str | None = None,
+    split_column: str | None = None,
+    date_column: str | None = None,
+    image_folder: str | Path | None = None,
+    cache_folder: str | Path | None = None,
+    held_out: bool = False,
+    needs_text: bool = True,
+) -> Corpus:
+    """The studies of rows that have been read; `load_table` says what the arguments are, and what is raised.
+
+    Args:
+        rejected: rows that were broken; those that cannot be taken are added.
+        notes: what was guessed about the rows.
+    """
     names = list(dict.fromkeys(name for _, _, row in rows for name in row))
     if not rows:
         hint = "; a text that holds the separator must stand in quotation marks"

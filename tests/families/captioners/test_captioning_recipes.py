@@ -140,7 +140,7 @@ def test_dry_run_says_what_it_would_do_and_trains_nothing(recipe, cache, tmp_pat
     assert not list(tmp_path.glob("runs/*/*"))
 
 
-CURVE = [*QUICK, "--logging_steps", "1", "--learning_rate", "1e-3", "--eval_strategy", "no", "--output_dir"]
+CURVE = [*QUICK, *"--logging_steps 1 --learning_rate 1e-3 --shuffle_buffer 16 --eval_strategy no --output_dir".split()]
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_two_processes_follow_the_curve_of_one(alone, launcher, tmp_path):
 def test_kill_9_and_resume_end_on_the_same_weights(cache, tmp_path):
     """To the bit; the killed run reads prepared pictures and goes on with workers, the other reads the files."""
     options = [*SMALL, "--max_steps", "60", "--max_length", "8", "--save_steps", "5", "--eval_strategy", "no"]
-    options += ["--dataloader_num_workers", "0", "--learning_rate", "1e-3"]
+    options += ["--dataloader_num_workers", "0", "--learning_rate", "1e-3", "--shuffle_buffer", "16"]
     whole = run(*command("finetune_blip", *options, "--output_dir", "whole"), cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
