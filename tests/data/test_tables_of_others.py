@@ -124,6 +124,19 @@ READ = {
         lines("image,patient_id,report_de,report_en,Radiologist", "{n}.png,{n},Befund {n},Report {n}.,X"),
         [(str(n), [f"{n}.png"], f"Report {n}.") for n in range(3)],
     ),
+    "the report beside the first image alone": (
+        "study_id,patient_id,image,view,report\n"
+        + "".join(f"{n},{n},{n}.png,PA,Text {n}.\n{n},{n},p{n}/Side.JPG,LL,{'nan' if n else ''}\n" for n in range(3)),
+        [(str(n), [f"{n}.png", f"p{n}/Side.JPG"], f"Text {n}.") for n in range(3)],
+    ),
+    "names spelt as in an address": (
+        lines("image,patient_id,report", "p{n}%2Ffrontal.png,{n},Text {n}."),
+        [(str(n), [f"p{n}/frontal.png"], f"Text {n}.") for n in range(3)],
+    ),
+    "apostrophes that keep zeros": (
+        lines("image,patient_id,report", "'{n}.png,'00{n},'Tis clear {n}."),
+        [(f"00{n}", [f"{n}.png"], f"'Tis clear {n}.") for n in range(3)],
+    ),
 }
 REFUSED = {
     "cp1252": (lines("image;patient_id;report", "{n}.png;{n};größer").encode("cp1252"), "--encoding .cp1252"),
@@ -155,6 +168,10 @@ REFUSED = {
     "month first": (lines("image,patient_id,study_date,report", "{n}.png,{n},12/25/2020,T"), "use yyyymmdd"),
     "a word for a state": (lines("image,patient_id,report,Edema", "{n}.png,{n},T,True"), "use 1 present, 0 absent"),
     "a cell of a million characters": (f'image,report\n0.png,"{"word " * 200_000}"\n', "field larger than field limit"),
+    "files in place of texts": (
+        lines("image,patient_id,report", "{n}.png,{n},reports/s{n}.TXT"),
+        r"names the file 'reports/s0\.TXT'; the table must hold its text",
+    ),
     "rounded ids": (lines("image,patient_id,report", "{n}.png,1.23457E+12,T"), "has lost digits; format .* as text"),
 }
 
@@ -209,6 +226,27 @@ def test_dates_times_labels_and_views_of_others(tmp_path, folder):
     assert [len(study.images) for study in (mid, old, new)] == [2, 1, 2]
     assert mid.labels == {"Cardiomegaly": -1, "Edema": 1, "Mass": 0} and old.labels["Mass"] == 1
     assert any("columns that are not used: 'Tuberculosis'" in note for note in corpus.notes)
+
+
+@pytest.mark.parametrize(
+    ("content", "texts", "note"),
+    [
+        (  # one row a section: nobody knows that the two are one report
+            lines("image,patient_id,section,text", '{n}.png,{n},findings,F {n}.\n{n}.png,{n},impression,"I, {n}."'),
+            [f"{text} {n}." for n in range(3) for text in ("F", "I,")],
+            "3 texts stand beside an id that has another text already, as '0' has",
+        ),
+        (
+            lines("image,patient_id,report", "{n}.png,{n},Clear.<br/>No &amp; nil {n}."),
+            [f"Clear.<br/>No &amp; nil {n}." for n in range(3)],
+            "3 texts hold marks such as '<br/>'; a model learns to write them",
+        ),
+    ],
+)
+def test_what_may_be_meant_otherwise_is_said(content, texts, note, tmp_path, folder):
+    (tmp_path / "t.csv").write_text(content)
+    corpus = load_table(tmp_path / "t.csv", image_folder=folder)
+    assert [study.text() for study in corpus.studies] == texts and any(note in said for said in corpus.notes)
 
 
 def test_a_workbook_with_titles_returns_and_empty_rows(tmp_path, folder):

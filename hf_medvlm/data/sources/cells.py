@@ -33,11 +33,16 @@ def text_of(value: Any) -> str:
     )
 
 
+_FILE_NAME = re.compile(r"[^\s<>]+\.(?:txt|xml|html?|json|rtf|docx?|odt|pdf)", re.IGNORECASE)
+_MARKS = re.compile(r"</?(?:br|p|div|span|b|i|u|li|ul|font)\b[^<>]*>|&(?:lt|gt|amp|nbsp|quot|#\d+);|\\[nrt](?![a-z])")
+
+
 class Missing:
-    """Counts the cells that hold a word for "nothing"."""
+    """Counts the cells that hold a word for "nothing", and those whose text holds marks of a web page."""
 
     def __init__(self) -> None:
         self.words: Counter[str] = Counter()
+        self.marks: Counter[str] = Counter()
 
     def text(self, value: Any) -> str:
         """`text_of`, with words such as "nan" and "N/A" taken as empty and counted."""
@@ -49,21 +54,27 @@ class Missing:
 
     def note(self) -> list[str]:
         """What to tell the user, if anything."""
-        if not self.words:
-            return []
-        words = ", ".join(repr(word) for word, _ in self.words.most_common(3))
-        return [f"{self.words.total()} cells say {words} and count as empty"]
+        words, marks = (", ".join(repr(w) for w, _ in count.most_common(3)) for count in (self.words, self.marks))
+        told = [f"{self.words.total()} cells say {words} and count as empty"] if words else []
+        if marks:
+            told.append(f"{self.marks.total()} texts hold marks such as {marks}; a model learns to write them")
+        return told
 
 
 def report_text(value: Any, column: str, missing: Missing) -> str:
     """The text of a report cell.
 
     Raises:
-        EntryError: a number, a list or an object, which is no report.
+        EntryError: a number, a list or an object, which is no report; the name of a file.
     """
     if value is not None and not isinstance(value, str) and value == value:
         raise EntryError("no text", f"column {column!r} holds {value!r:.60}, which is no text")
-    return missing.text(value)
+    text = missing.text(value)
+    if _FILE_NAME.fullmatch(text):
+        raise EntryError("no text", f"column {column!r} names the file {text!r:.80}; the table must hold its text")
+    if mark := _MARKS.search(text):
+        missing.marks[mark[0]] += 1
+    return text
 
 
 def as_list(value: Any, is_item: Any = None) -> list[Any]:

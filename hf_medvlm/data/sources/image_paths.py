@@ -11,6 +11,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from hf_medvlm.data.images.dicom import DICOM_SUFFIXES
 from hf_medvlm.data.images.members import shard_of
@@ -58,6 +59,8 @@ class ImagePaths:
         if self._is_file(path):
             return [(path, None)]
         matches = self._matches(path)
+        if not matches and "%" in path and self._is_file(spelt := parse_path(unquote(path), self.folder)):
+            return [(self._say("spelling, that of an address", text, spelt), None)]
         if not matches and (inside := self._images_in(path)):
             self._say("name, that of a folder of images", text, inside[0])
             return [(image, None) for image in inside]

@@ -144,7 +144,9 @@ def _some(handle: Iterable[str]) -> Iterable[str]:
 
 
 def _unprotected(cell: str) -> str:
-    """A cell without the `="..."` by which exports keep Excel from reading ids as numbers."""
+    """A cell without the `="..."`, or the apostrophe, by which exports keep Excel from reading ids as numbers."""
+    if re.fullmatch(r"'[\w.-]+", cell):
+        return cell[1:]
     return cell[2:-1] if cell.startswith('="') and cell.endswith('"') and len(cell) > 3 else cell
 
 

@@ -48,8 +48,9 @@ def load_table(
 
     No prior is linked yet and no split is drawn.
 
-    Rows that agree in patient, `study_id`, text and all else but the image are one study with several images; those of
-    one `study_id` that disagree are studies of their own. A text column named findings, impression, report, indication
+    Rows that agree in patient, `study_id`, text and all else but the image are one study with several images, and so
+    are rows of a `study_id` whose text stands in one of them; those that disagree are studies of their own, which is
+    said. A text column named findings, impression, report, indication
     or comparison fills that section. One with another name is free text: it fills `report`, or, beside a findings or
     impression column (which hide the report from `Study.text`), adds to `findings`.
 
@@ -119,7 +120,7 @@ def studies_of_rows(
     embedded = EmbeddedImages(path, image_folder, cache_folder)
     reader = _Reader(columns, ImagePaths(image_folder), embedded, needs_text)
     entries = []
-    for file, line, row in rows:
+    for file, line, row in _with_texts_of_studies(rows, columns, notes) if needs_text else rows:
         study_id = None
         try:
             study_id = _id(row, columns.study_id)
@@ -136,7 +137,7 @@ def studies_of_rows(
             "cannot be excluded. Name the column that tells patients apart with --patient_column.",
             stacklevel=2,
         )
-    corpus = _merge(entries, rejected)
+    corpus = _merge(entries, rejected, notes)
     corpus.image_folder = Path(cache_folder) if cache_folder and reader.embedded.exported else None
     corpus.patients_known = known
     if columns.patient is None and known:
@@ -217,6 +218,28 @@ class _Reader:
         return [cell for cell in cells if cell] or cells[:1] if others else cells
 
 
+def _with_texts_of_studies(rows: Sequence[Entry], columns: Columns, notes: list[str]) -> Iterable[Entry]:
+    """The rows; where the text of a study stands in one row of several, the others get what is empty in them."""
+    if columns.study_id is None:
+        return rows
+    keys = [tuple(text_of(row.get(name)) for name in (columns.study_id, columns.patient) if name) for _, _, row in rows]
+    blank = Missing()
+    has_text = [any(blank.text(row.get(name)) for name in columns.texts) for _, _, row in rows]
+    texts: dict[tuple[str, ...], list[Mapping[str, Any]]] = defaultdict(list)
+    for key, (_, _, row), told in zip(keys, rows, has_text, strict=True):
+        if told and key[0]:
+            texts[key].append(row)
+    filled, of_its_own, count = [], {*columns.images, columns.view}, 0
+    for key, (file, line, row), told in zip(keys, rows, has_text, strict=True):
+        if not told and len(texts[key]) == 1:
+            empty = {name for name in row if name not in of_its_own and not blank.text(row[name])}
+            row, count = {**row, **{name: texts[key][0].get(name) for name in empty}}, count + 1
+        filled.append((file, line, row))
+    if count:
+        notes.append(f"{count} rows without a text are images of a study whose text stands in another row")
+    return filled
+
+
 def _id(row: Mapping[str, Any], column: str | None) -> str:
     """An id, which may be a number; words for "nothing" are none."""
     if column is None:
@@ -290,7 +313,7 @@ def _unreadable(rows: Sequence[Entry], date: str | None, time: str | None) -> st
     return None
 
 
-def _merge(entries: Sequence[tuple[str, int, Study]], rejected: list[Rejected]) -> Corpus:
+def _merge(entries: Sequence[tuple[str, int, Study]], rejected: list[Rejected], notes: list[str]) -> Corpus:
     """One study for the rows that differ in nothing but the image; every study an id of its own."""
     merged: dict[str, tuple[str, int, Study]] = {}
     for file, line, study in entries:
@@ -304,11 +327,17 @@ def _merge(entries: Sequence[tuple[str, int, Study]], rejected: list[Rejected]) 
     patients: dict[str, set[str]] = defaultdict(set)
     for _, _, study in merged.values():
         patients[study.study_id].add(study.patient_id)
-    corpus = Corpus(rejected=rejected)
+    corpus, several = Corpus(rejected=rejected), []
     for file, line, study in merged.values():
         # "1" of patient A and "1" of patient B are two studies; so are two texts of one study.
         name = study.study_id if len(patients[study.study_id]) == 1 else f"{study.patient_id}-{study.study_id}"
         names = itertools.chain([name], (f"{name}-{count}" for count in itertools.count(2)))
         free = next(candidate for candidate in names if candidate not in corpus.places)
+        several += [name] if free != name else []
         corpus.add(replace(study, study_id=free), file, line)
+    if several:
+        notes.append(
+            f"{len(several)} texts stand beside an id that has another text already, as {several[0]!r} has; each is a "
+            "study of its own. Where they are sections of one report, give each section a column"
+        )
     return corpus
