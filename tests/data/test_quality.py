@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
+from hf_medvlm.data.load import drop_broken
 from hf_medvlm.data.quality import (
     LABEL_POLICIES,
     apply_label_policy,
@@ -83,6 +84,11 @@ def test_broken_images_go_and_take_along_only_what_needs_them(tmp_path):
         *[("s1", 3, "image not on disk"), ("s1", 3, "no frontal image")],
         *[("s3", 5, "image not on disk"), ("s3", 5, "no frontal image")],
     ]
+
+
+def test_where_no_image_is_there_the_option_that_names_their_folder_is_told(tmp_path, cache):
+    with pytest.raises(ValueError, match=r"none of 2 images in .*; --image_folder names the folder that image paths"):
+        drop_broken([study(0), study(1)], tmp_path, [])
 
 
 def test_a_picture_of_one_grey_value_is_named(tmp_path):

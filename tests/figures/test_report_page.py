@@ -89,6 +89,7 @@ def test_nothing_is_fetched_from_anywhere(driver, page):
 
 def test_the_slider_fades_the_heat_map(driver, page):
     visit(driver, page)
+    assert driver.find_element("id", "studies-title").text == "What did it say, and where did it look?"
     study = driver.find_element("css selector", ".study")
     slider = study.find_element("css selector", "input[type=range]")
     before = study.find_element("tag name", "canvas").value_of_css_property("opacity")
@@ -118,8 +119,9 @@ def test_the_heat_map_and_the_box_lie_over_the_picture(driver, page):
     assert box["x"] - places[0]["x"] == pytest.approx(study["boxes"][0]["xywh"][0] * scale, abs=3)
 
 
-def test_boxes_can_be_taken_off(driver, page):
+def test_boxes_are_the_references_and_can_be_taken_off(driver, page):
     visit(driver, page)
+    assert "boxes of the reference" in driver.find_element("css selector", ".study").text
     driver.execute_script("document.querySelector('.study input[type=checkbox]').click()")
     assert driver.find_element("css selector", ".study").find_elements("tag name", "rect") == []
 
@@ -324,6 +326,7 @@ def test_three_thousand_studies_are_drawn_ten_at_a_time(driver, tmp_path):
     assert path.stat().st_size < 60e6
     visit(driver, path)
     assert len(texts(driver, ".study h3")) == 10
+    assert "look" not in driver.find_element("id", "studies-title").text  # there are no maps
     changes = [("finding", "Edema"), ("error", "missed"), ("view", "AP"), ("finding", ""), ("sort", '["bleu4",1]')]
     changes.append(("search", "apical"))
     # what is drawn does not grow with the run; seconds would be those of whatever else the machine does

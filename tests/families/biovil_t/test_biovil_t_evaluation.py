@@ -131,7 +131,7 @@ def test_tasks_choose_their_labels(splits):
     with pytest.raises(ValueError, match="--task grading: there are progression, findings, alignment"):
         BioViLTArguments(task="grading")
     bare = replace(splits, studies={"train": [replace(study, progression={}, labels={}) for study in splits.train]})
-    with pytest.raises(ValueError, match='no training study has a "progression" entry'):
+    with pytest.raises(ValueError, match='has a "progression" entry; choose another --task .findings, alignment'):
         BioViLTArguments().changes(bare)
     with pytest.raises(ValueError, match="no training study has labels of presence and of absence"):
         BioViLTArguments(task="findings").changes(bare)

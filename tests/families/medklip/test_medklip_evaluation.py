@@ -52,6 +52,16 @@ def test_thresholds_are_chosen_on_validation_and_kept_for_test(evaluation):
     assert test.figures["per_finding"]["edema"]["n"] == 3 and test.metrics["auc/effusion"] == 1
 
 
+def test_what_its_published_list_misspells_is_shown_as_it_is_spelt(evaluation):
+    evaluation.collator.entities = ("effusion", "eumonia")
+    labels, likely = [[1, 0], [0, 1], [1, 1], [0, 0]], np.random.rand(4, 2)
+    scores = evaluation.score(outputs(likely, labels), studies("test"))
+    assert {"auc/effusion", "auc/pneumonia"} <= set(scores.metrics)
+    told = json.dumps([list(scores.metrics), scores.predictions, list(scores.figures["per_finding"])], default=str)
+    assert '"pneumonia"' in told and '"eumonia"' not in told and "/eumonia" not in told
+    assert MedKlipArguments(held_out_entities="pneumonia").held_out == ("eumonia",)
+
+
 def test_one_class_alone_is_undefined(evaluation):
     scores = evaluation.score(outputs(np.random.rand(4, 2), [[1, 0]] * 4), studies("test"))
     assert np.isnan(scores.metrics["auc/effusion"]) and np.isnan(scores.metrics["mean_auc"])
