@@ -14,12 +14,15 @@ import logging
 import os
 import sys
 
-from hf_medvlm.data.prepare import prepare, report
+from hf_medvlm.data.prepare import prepare, prepare_part, report
 from hf_medvlm.data.prepare_options import parse_options
 
 
 def main(argv: list[str] | None = None) -> dict:
     options = parse_options(argv, __doc__)
+    if options.shard:
+        prepare_part(options)
+        return {}
     summary, rejected = prepare(options)
     report(summary, rejected, options)
     return summary

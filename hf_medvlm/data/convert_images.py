@@ -26,6 +26,7 @@ def convert_images(
     cache_folder: str | Path,
     size: int | None = None,
     workers: int | None = None,
+    shared: object = None,
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Copy images as PNG, the longer side at most `size` pixels, the aspect kept, nothing enlarged.
 
@@ -34,6 +35,7 @@ def convert_images(
     Args:
         paths: relative to `image_folder`; a copy has the same path in `cache_folder`, with the suffix ".png".
         workers: processes; by default as many as there are processors.
+        shared: anything that is true where other processes write other copies into the folder meanwhile.
 
     Returns:
         path -> path of its copy; path -> why there is none.
@@ -42,12 +44,19 @@ def convert_images(
         ValueError: the folder holds copies of another size, or another process is writing to it; two images would have
             the same copy.
     """
+    if shared:
+        return _convert_all(paths, image_folder, Path(cache_folder), size, workers, shared=True)
     with taken(cache_folder, "; run it again when that has ended, or name another folder"):
         return _convert_all(paths, image_folder, Path(cache_folder), size, workers)
 
 
 def _convert_all(
-    paths: Iterable[str], image_folder: str | Path, cache: Path, size: int | None, workers: int | None
+    paths: Iterable[str],
+    image_folder: str | Path,
+    cache: Path,
+    size: int | None,
+    workers: int | None,
+    shared: bool = False,
 ) -> tuple[dict[str, str], dict[str, str]]:
     from tqdm import tqdm
 
@@ -56,14 +65,11 @@ def _convert_all(
         there = load_json(cache / SETTINGS)
         if there != wanted:
             raise ValueError(f"{cache} holds copies made with {there}, not {wanted}; name another folder")
-    _remove_halves(cache)
+    if not shared:
+        _remove_halves(cache)
     write_json(cache / SETTINGS, wanted)
     unique = list(dict.fromkeys(paths))
-    copies = {path: PurePosixPath(path).with_suffix(".png").as_posix() for path in unique}
-    if len(set(copies.values())) < len(copies):
-        taken: dict[str, str] = {}
-        first, second = next((taken[c], p) for p, c in copies.items() if taken.setdefault(c, p) != p)
-        raise ValueError(f"{first} and {second} would both become {copies[second]}; keep one of them")
+    copies = copy_names(unique)
     broken: dict[str, str] = {}
     with ProcessPoolExecutor(workers) as pool:
         convert = partial(_convert, Path(image_folder), cache, size)
@@ -72,6 +78,20 @@ def _convert_all(
             if reason:
                 broken[path] = reason
     return {path: copy for path, copy in copies.items() if path not in broken}, broken
+
+
+def copy_names(paths: Iterable[str]) -> dict[str, str]:
+    """Path -> path of its copy.
+
+    Raises:
+        ValueError: two images would have the same copy.
+    """
+    copies = {path: PurePosixPath(path).with_suffix(".png").as_posix() for path in paths}
+    if len(set(copies.values())) < len(copies):
+        first_of: dict[str, str] = {}
+        first, second = next((first_of[c], p) for p, c in copies.items() if first_of.setdefault(c, p) != p)
+        raise ValueError(f"{first} and {second} would both become {copies[second]}; keep one of them")
+    return copies
 
 
 def _remove_halves(cache: Path) -> None:

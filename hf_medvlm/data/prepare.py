@@ -9,12 +9,13 @@ import gc
 import json
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -22,10 +23,11 @@ from hf_medvlm.data.boxes import attach_progression, read_boxes, read_progressio
 from hf_medvlm.data.cache import LongestSide
 from hf_medvlm.data.cache_building import build_cache
 from hf_medvlm.data.conversations import to_llava, with_conversations
-from hf_medvlm.data.convert_images import convert_images
+from hf_medvlm.data.convert_images import convert_images, copy_names
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.prepare_options import read_corpus
+from hf_medvlm.data.prepare_parts import digest_of, parse_shard, part_of, part_path, read_parts, write_part
 from hf_medvlm.data.quality import (
     apply_label_policy,
     check_studies,
@@ -49,6 +51,7 @@ CACHED = 512
 BLOCK = 2000
 """Studies of MIMIC-CXR that a worker takes at a time; a corpus of fewer than two blocks needs no workers."""
 
+Made = TypeVar("Made")
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 _worker: list[Any] = []  # the tables and the options, once for each worker
 
@@ -78,12 +81,13 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
     if not options.root.is_dir():
         raise ValueError(f"--root {options.root} is no folder")
     out: Path = options.out
+    parts: list[Path] = []
     rejected: list[Rejected] = []
     tallies: dict[str, Tally] = {}
     leaks: dict[str, list[str]] = {}
     languages: Counter[str] = Counter()
     with no_garbage_collection(), atomic_open(out, "wb") as handle:
-        for block in _blocks(options):
+        for block in _merged(options, parts) if options.merge else _blocks(options):
             handle.write(block.text)
             rejected += block.rejected
             leaks |= block.leaks
@@ -93,7 +97,8 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
         refuse_leakage(leaks)
         if not tallies:
             raise ValueError(f"{options.root}: no study is left; left out: {_named(rejected)}")
-        settings = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+        given = {name: value for name, value in vars(options).items() if name not in ("shard", "merge")}
+        settings = {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
         left_out = dict(sorted(Counter(entry.reason for entry in rejected).items()))
         summary = {"settings": settings, **summarise(tallies), "left_out": left_out}
         if languages:
@@ -104,7 +109,47 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
         for suffix, text in ((".md", to_markdown(summary)), (".csv", to_csv(summary))):
             with atomic_open(out.with_name(f"statistics{suffix}")) as beside:
                 beside.write(text)
+    for part in parts:
+        part.unlink()
     return summary, rejected
+
+
+def prepare_part(options: Namespace) -> None:
+    """Write the part of `--shard`, and say how to go on.
+
+    Raises:
+        ValueError: a corpus that cannot be read.
+    """
+    if not options.root.is_dir():
+        raise ValueError(f"--root {options.root} is no folder")
+    shard = parse_shard(options.shard)
+    with no_garbage_collection():
+        if options.corpus == "mimic-cxr":
+            tables = read_tables(options.root, options.image_suffix)
+            digest, in_blocks = digest_of(tables.study_ids), _in_blocks(tables, options)
+            if in_blocks:
+                begun = Corpus(rejected=tables.rejected if shard[0] == 1 else [])
+                blocks = part_of(tables.blocks(BLOCK), shard)
+                corpora: Iterable[Corpus] = chain([begun], _in_pool(_examine_studies, blocks, tables, options))
+            else:
+                corpora = [_examine(load_studies(tables, tables.study_ids), options, tables.rejected)]
+        else:
+            corpus = read_corpus(options)
+            digest, in_blocks = digest_of(study.study_id for study in corpus.studies), False
+            corpora = [_examine(corpus, options)]
+        studies, left_out = write_part(options, corpora, digest, in_blocks)
+    print(f"{part_path(options.out, shard)}: {studies} studies; {left_out} entries left out")
+    print(f"When all {shard[1]} parts are there: the same command with --merge instead of --shard {options.shard}")
+
+
+def _merged(options: Namespace, parts: list[Path]) -> Iterator[Block]:
+    """All parts as one block; their files go to `parts`."""
+    corpus, in_blocks, paths = read_parts(options)
+    parts += paths
+    if options.cache:  # the index of all parts' pictures; those are there
+        images = (image.path for study in corpus.studies for image in study.images)
+        build_cache(options.cache, options.root, images, LongestSide(options.size or CACHED), options.workers)
+    yield _finish(corpus, options, in_blocks)
 
 
 def report(summary: dict[str, Any], rejected: Sequence[Rejected], options: Namespace) -> None:
@@ -145,19 +190,25 @@ def _blocks(options: Namespace) -> Iterator[Block]:
         return
     tables = read_tables(options.root, options.image_suffix)
     yield Block(rejected=tables.rejected)
-    if len(tables.study_ids) < 2 * BLOCK or _is_whole(options):
+    if not _in_blocks(tables, options):
         yield _process(load_studies(tables, tables.study_ids), options)
         return
-    blocks = tables.blocks(BLOCK)
+    yield from _in_pool(_process_studies, tables.blocks(BLOCK), tables, options)
+
+
+def _in_pool(
+    work: Callable[[Sequence[str]], Made], blocks: Sequence[Sequence[str]], tables: MimicTables, options: Namespace
+) -> Iterator[Made]:
     with ProcessPoolExecutor(options.workers, initializer=_start_worker, initargs=(tables, options)) as pool:
-        done = pool.map(_process_studies, blocks)
+        done = pool.map(work, blocks)
         yield from tqdm(done, "Preparing studies", len(blocks), unit=f" x {BLOCK} studies", disable=None)
 
 
-def _is_whole(options: Namespace) -> bool:
-    """Whether the corpus must be dealt with in one piece."""
+def _in_blocks(tables: MimicTables, options: Namespace) -> bool:
+    """Whether the corpus is large, and need not be dealt with in one piece."""
     annotated = options.boxes or options.progression or options.radgraph
-    return bool(options.convert or options.cache or options.verify_images or annotated or options.format == "llava")
+    pixels = options.convert or options.cache or options.verify_images
+    return not (len(tables.study_ids) < 2 * BLOCK or pixels or annotated or options.format == "llava")
 
 
 def _start_worker(tables: MimicTables, options: Namespace) -> None:
@@ -170,8 +221,23 @@ def _process_studies(study_ids: Sequence[str]) -> Block:
     return _process(load_studies(tables, study_ids), options, is_part=True)
 
 
+def _examine_studies(study_ids: Sequence[str]) -> Corpus:
+    tables, options = _worker
+    return _examine(load_studies(tables, study_ids), options, is_block=True)
+
+
 def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block:
     """Take off what cannot be trained on; labels by the stated policy, priors among those left, a split for each."""
+    return _finish(_examine(corpus, options, is_block=is_part), options, is_part)
+
+
+def _examine(corpus: Corpus, options: Namespace, before: Sequence[Rejected] = (), is_block: bool = False) -> Corpus:
+    """Look at each study by itself: its text, its annotations, its pixels, the labels in its text.
+
+    Args:
+        before: what was left out before. is_block: `corpus` is a block, and not the whole of which `--shard` is a part.
+    """
+    corpus.rejected[:0] = before
     check_studies(corpus, options.min_characters)
     if options.boxes:
         corpus.studies = with_boxes(corpus.studies, read_boxes(options.boxes), options.root)
@@ -179,6 +245,13 @@ def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block
         corpus.studies = attach_progression(corpus.studies, read_progression(options.progression))
     if options.radgraph:
         corpus.studies = attach_triplets(corpus.studies, read_radgraph(options.radgraph))
+    shard = parse_shard(options.shard) if options.shard and not is_block else (1, 1)
+    if shard != (1, 1):
+        if options.convert:
+            copy_names(image.path for study in corpus.studies for image in study.images)
+        corpus.studies = list(part_of(corpus.studies, shard))
+        if shard[0] > 1:
+            corpus.rejected = []  # the first part says it
     if options.convert:
         _convert(corpus, options)
     elif options.cache:
@@ -187,10 +260,14 @@ def _process(corpus: Corpus, options: Namespace, is_part: bool = False) -> Block
         drop_images(corpus, build_cache(options.cache, options.root, paths, how, options.workers).broken, options.root)
     elif options.verify_images:
         drop_broken_images(corpus, options.root, options.workers)
-    studies = corpus.studies
     if options.labels == "text":
-        studies = _label_texts(studies, 1 if is_part else options.workers)
-    studies = link_priors(apply_label_policy(studies, options.label_policy), corpus.linked)
+        corpus.studies = _label_texts(corpus.studies, 1 if is_block else options.workers)
+    return corpus
+
+
+def _finish(corpus: Corpus, options: Namespace, is_part: bool) -> Block:
+    """What is a matter of several studies: priors, splits, leaks, counts; and the text of the master file."""
+    studies = link_priors(apply_label_policy(corpus.studies, options.label_policy), corpus.linked)
     if options.rows == "image":
         studies = one_row_per_image(studies)
     leaks = find_leakage(studies)
@@ -216,7 +293,7 @@ def _copies(options: Namespace) -> Path:
 def _convert(corpus: Corpus, options: Namespace) -> None:
     """Let image paths lead to PNG copies; an image that cannot be read has none, and is taken off."""
     paths = (image.path for study in corpus.studies for image in study.images)
-    copies, broken = convert_images(paths, options.root, _copies(options), options.size, options.workers)
+    copies, broken = convert_images(paths, options.root, _copies(options), options.size, options.workers, options.shard)
     drop_images(corpus, broken, options.root)
     corpus.studies = [
         replace(

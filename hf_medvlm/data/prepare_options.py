@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_medvlm.data.files import read_yaml
+from hf_medvlm.data.prepare_parts import parse_shard
 from hf_medvlm.data.quality import LABEL_POLICIES
 from hf_medvlm.data.sources.base import Corpus, nearest
 from hf_medvlm.data.sources.chexpert_plus import load_chexpert_plus
@@ -78,6 +79,10 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
         raise ValueError(f"--validate {options.validate} and --test {options.test} are more than all patients")
     if options.workers is not None and not 1 <= options.workers <= 1024:
         raise ValueError(f"--workers {options.workers}: from 1 to 1,024 processes can be started")
+    if options.shard and options.merge:
+        raise ValueError("--shard prepares a part and --merge joins them; take --merge when all parts are there")
+    if options.shard:
+        parse_shard(options.shard)
     if options.min_characters < 1:
         raise ValueError(f"--min_characters must be at least 1, got {options.min_characters}")
     return options
@@ -153,6 +158,13 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
         help="patients' share for the test, where there is no split",
     )
     add("--seed", type=int, default=0, help="seed of a split that is drawn")
+    add("--shard", metavar="K/N", help="prepare the K-th of N parts, on any machine; then run --merge")
+    add(
+        "--merge",
+        action=BooleanOptionalAction,
+        default=False,
+        help="join the parts of --shard, which lie beside --out, with the options that they were made with",
+    )
     add("--workers", type=int, help="processes; by default as many as there are processors")
 
     parser = _Parser(description=description, **style)

@@ -145,6 +145,70 @@ def test_in_blocks_by_several_processes_the_bytes_are_the_same(tmp_path, monkeyp
     assert {study.split for study in read_jsonl(tmp_path / "out" / "master.jsonl")} == {"train", "validate", "test"}
 
 
+PARTS = {
+    "blocks": ("mimic-cxr", None, ("--rows", "image", "--labels", "text", "--workers", "1")),
+    "mimic-cxr": ("mimic-cxr", make_mimic, ("--convert", "png", "--size", "16")),
+    "open-i": ("iu-xray", make_open_i, ("--verify_images",)),
+    "table": ("table", make_table, ("--table", "reports.csv", "--label_policy", "u-zeros", "--cache", "pictures")),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_are_joined_to_the_files_of_one_process(tmp_path, monkeypatch, capsys, name):
+    corpus, make, options = PARTS[name]
+    monkeypatch.chdir(tmp_path)
+    if make is None:
+        make_corpora.write_mimic(tmp_path, make_corpora.simulate_mimic(studies=200, images=350, patients=60))
+        monkeypatch.setattr(hf_medvlm.data.prepare, "BLOCK", 30)
+    else:
+        make(tmp_path)
+    prepare(corpus, tmp_path, *options)
+    (tmp_path / "out").rename(tmp_path / "alone")
+    common = [corpus, "--root", str(tmp_path), "--out", str(tmp_path / "out" / "master.jsonl"), *options]
+    for number in (3, 1, 2):
+        if number == 2:
+            with pytest.raises(ValueError, match="1 of 3 parts are missing: --shard 2/3"):
+                prepare_data.main([*common, "--merge"])
+        prepare_data.main([*common, "--shard", f"{number}/3"])
+    with pytest.raises(ValueError, match="prepared with --seed 0, the merge says 1"):
+        prepare_data.main([*common, "--merge", "--seed", "1"])
+    capsys.readouterr()
+    prepare_data.main([*common, "--merge"])
+    assert "studies; " in capsys.readouterr().out
+    ours, theirs = (
+        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        for folder in (tmp_path / "out", tmp_path / "alone")
+    )
+    assert ours == theirs and len(read_jsonl(tmp_path / "out" / "master.jsonl")) > 5
+
+
+def test_parts_that_do_not_belong_together_are_refused(tmp_path):
+    make_table(tmp_path)
+    common = ["table", "--root", str(tmp_path), "--out", str(tmp_path / "master.jsonl"), "--table", "reports.csv"]
+    for shard, why in (("0/2", "K/N is needed"), ("3/2", "K/N"), ("x", "K/N"), ("1/2/3", "K/N")):
+        with pytest.raises(ValueError, match=why):
+            prepare_data.main([*common, "--shard", shard])
+    with pytest.raises(ValueError, match="take --merge when all parts are there"):
+        prepare_data.main([*common, "--shard", "1/2", "--merge"])
+    with pytest.raises(ValueError, match="there is no part beside"):
+        prepare_data.main([*common, "--merge"])
+    prepare_data.main([*common, "--shard", "1/2"])
+    prepare_data.main([*common, "--shard", "1/3"])
+    with pytest.raises(ValueError, match="parts of 2 and 3"):
+        prepare_data.main([*common, "--merge"])
+    (tmp_path / "master.jsonl.shard-1-of-3.jsonl.gz").unlink()
+    with open(tmp_path / "reports.csv", "a") as table:
+        table.write(f"i/20.png,p20,s99,{SENTENCES[1]} More.,,\n")
+    prepare_data.main([*common, "--shard", "2/2"])
+    with pytest.raises(ValueError, match="the corpus has changed"):
+        prepare_data.main([*common, "--merge"])
+    part = tmp_path / "master.jsonl.shard-2-of-2.jsonl.gz"
+    part.write_bytes(part.read_bytes()[:60])
+    with pytest.raises(ValueError, match="prepare this part again"):
+        prepare_data.main([*common, "--merge"])
+    assert not (tmp_path / "master.jsonl").exists()
+
+
 def test_no_patient_name_reaches_a_log_or_a_file(tmp_path):
     make_mimic(tmp_path / "in", ".dcm", zipped=False)
     done = run(
