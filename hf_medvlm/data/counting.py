@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -16,15 +18,15 @@ Groups = Collection[Sequence[Study]]
 
 
 def tables_of(groups: Groups) -> list[StudyTable]:
-    """The groups, if all of them are tables; else nothing."""
+    """The groups, if all of them are tables of one file; else nothing."""
     tables = [group for group in groups if isinstance(group, StudyTable)]
-    return tables if len(tables) == len(groups) else []
+    return tables if len(tables) == len(groups) and len({table.path for table in tables}) == 1 else []
 
 
 def count_patients(groups: Groups) -> int:
     """Patients in all groups together."""
     if tables := tables_of(groups):
-        return len(np.unique(np.concatenate([table.patients() for table in tables])))
+        return int((_seen(tables, "patient") > 0).sum())
     return len({study.patient_id for group in groups for study in group})
 
 
@@ -52,8 +54,8 @@ def count_text_sources(groups: Groups, sections: str) -> Counter[tuple[str, ...]
 def find_shared(groups: Mapping[str, Sequence[Study]]) -> tuple[list[str], int]:
     """The patients that stand in several splits, and how many images do."""
     tables = tables_of(list(groups.values()))
-    if tables and not _in_several([table.patients() for table in tables]):
-        return [], _in_several([table.image_hashes() for table in tables])
+    if tables and not _in_several(_seen(tables, "patient")):
+        return [], _in_several(_seen(tables, "image"))
     patients, images = defaultdict(set), defaultdict(set)
     for split, studies in groups.items():
         for study in studies:
@@ -64,9 +66,28 @@ def find_shared(groups: Mapping[str, Sequence[Study]]) -> tuple[list[str], int]:
     return shared, sum(len(where) > 1 for where in images.values())
 
 
-def _in_several(hashes: Sequence[np.ndarray]) -> int:
-    _, times = np.unique(np.concatenate(hashes), return_counts=True)
-    return int((times > 1).sum())
+def _seen(tables: Sequence[StudyTable], name: str) -> np.ndarray:
+    """For each `patient` or `image` of the file, a bit for each table that has it."""
+    seen = np.zeros(int(tables[0].columns.numbers[name].max(initial=-1)) + 1, np.uint8)
+    for number, table in enumerate(tables):
+        for block in table.images() if name == "image" else [table.column(name)]:
+            seen[block] |= 1 << number
+    return seen
+
+
+def _in_several(seen: np.ndarray) -> int:
+    return int(((seen & (seen - 1)) > 0).sum())
+
+
+def hash_studies(groups: Groups) -> str:
+    """SHA-256 over the JSON of the studies of all groups, in their order, keys sorted."""
+    encode = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+    digest = hashlib.sha256()
+    for group in groups:
+        records = group.records() if isinstance(group, StudyTable) else (study.to_dict() for study in group)
+        for record in records:
+            digest.update(encode(record).encode())
+    return digest.hexdigest()
 
 
 class Texts(Sequence[str]):

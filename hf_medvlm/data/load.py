@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from hf_medvlm.data import columns
-from hf_medvlm.data.column_index import NotPlain
+from hf_medvlm.data.column_parts import NotPlain
 from hf_medvlm.data.columns import StudyTable
 from hf_medvlm.data.fields import ALL_TEXT, SECTIONS, section_alternatives
 from hf_medvlm.data.files import cache_folder, open_text, read_json
 from hf_medvlm.data.images import ONE_GREY
+from hf_medvlm.data.parquet import holds_studies, is_parquet
 from hf_medvlm.data.quality import find_leakage, refuse_leakage, without_images
 from hf_medvlm.data.sources.base import Corpus, Rejected, link_priors
 from hf_medvlm.data.sources.shards import is_shards, load_shards
@@ -158,11 +159,13 @@ def _read_dataset(
 
 
 def read_master(path: str) -> Sequence[Study]:
-    """The studies of a master file: objects, or a table where it is large.
+    """The studies of a master file: objects of a small JSONL, else a table.
 
     Raises:
         ValueError: what `read_jsonl` refuses.
     """
+    if is_parquet(path):
+        return StudyTable.open(path)
     if Path(path).stat().st_size >= columns.ROWS_BELOW:
         try:
             return StudyTable.open(path)
@@ -231,7 +234,10 @@ def data_folder(dataset: str) -> Path:
 
 
 def is_master_file(path: str) -> bool:
-    """Whether a `.jsonl` file holds studies (`study_id` and `images` in its first line) rather than rows of a table."""
+    """Whether a `.jsonl` file holds studies (`study_id` and `images` in its first line) rather than rows of a table; or
+    a `.parquet` file does (see `parquet.holds_studies`)."""
+    if is_parquet(path):
+        return holds_studies(path)
     if not path.endswith(".jsonl") or not Path(path).is_file():
         return False
     with open_text(path) as handle:

@@ -17,6 +17,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
+import pyarrow as pa
 from tqdm import tqdm
 
 from hf_medvlm.data.boxes import attach_progression, read_boxes, read_progression, with_boxes
@@ -26,6 +27,7 @@ from hf_medvlm.data.conversations import to_llava, with_conversations
 from hf_medvlm.data.convert_images import convert_images, copy_names
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.images import open_radiograph
+from hf_medvlm.data.parquet import batches, is_parquet, master_writer
 from hf_medvlm.data.prepare_options import read_corpus
 from hf_medvlm.data.prepare_parts import digest_of, parse_shard, part_of, part_path, read_parts, write_part
 from hf_medvlm.data.quality import (
@@ -58,9 +60,11 @@ _worker: list[Any] = []  # the tables and the options, once for each worker
 
 @dataclass
 class Block:
-    """What came of some patients: their part of the master file, what was left out, and what is counted of them."""
+    """What came of some patients: their part of the master file (`batches` of Parquet, else `text`), what was left out,
+    and what is counted of them."""
 
     text: bytes = b""
+    batches: list[pa.RecordBatch] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     tallies: dict[str, Tally] = field(default_factory=dict)
     leaks: dict[str, list[str]] = field(default_factory=dict)
@@ -86,9 +90,9 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
     tallies: dict[str, Tally] = {}
     leaks: dict[str, list[str]] = {}
     languages: Counter[str] = Counter()
-    with no_garbage_collection(), atomic_open(out, "wb") as handle:
+    with no_garbage_collection(), _writer(out) as write:
         for block in _merged(options, parts) if options.merge else _blocks(options):
-            handle.write(block.text)
+            write(block)
             rejected += block.rejected
             leaks |= block.leaks
             languages += block.languages
@@ -150,6 +154,22 @@ def _merged(options: Namespace, parts: list[Path]) -> Iterator[Block]:
         images = (image.path for study in corpus.studies for image in study.images)
         build_cache(options.cache, options.root, images, LongestSide(options.size or CACHED), options.workers)
     yield _finish(corpus, options, in_blocks)
+
+
+@contextmanager
+def _writer(out: Path) -> Iterator[Callable[[Block], None]]:
+    """A function that writes a block's part of the master file, which is whole or absent in the end."""
+    if is_parquet(out):
+        with master_writer(out) as write_batch:
+
+            def write(block: Block) -> None:
+                for batch in block.batches:
+                    write_batch(batch)
+
+            yield write
+    else:
+        with atomic_open(out, "wb") as handle:
+            yield lambda block: handle.write(block.text) and None
 
 
 def report(summary: dict[str, Any], rejected: Sequence[Rejected], options: Namespace) -> None:
@@ -274,15 +294,17 @@ def _finish(corpus: Corpus, options: Namespace, is_part: bool) -> Block:
     shares = {split: getattr(options, split) for split in ("validate", "test")}
     shares |= dict.fromkeys(corpus.given_splits, 0.0)
     studies = assign_splits(studies, options.seed, **shares, fill=not is_part)
+    block = Block(rejected=corpus.rejected, tallies=tally(studies), leaks=leaks)
     if options.format == "llava":
         samples = [to_llava(study) for study in with_conversations(studies)]
-        text = json.dumps(samples, indent=2, ensure_ascii=False) + "\n"
+        block.text = (json.dumps(samples, indent=2, ensure_ascii=False) + "\n").encode()
+    elif is_parquet(options.out):
+        block.batches = list(batches(studies))
     else:
-        text = "".join([_encode(study.to_dict()) + "\n" for study in studies])
-    languages: Counter[str] = Counter()
+        block.text = "".join([_encode(study.to_dict()) + "\n" for study in studies]).encode()
     if options.labels == "text":
-        languages.update(filter(None, (other_language(study.text()) for study in studies)))
-    return Block(text.encode(), corpus.rejected, tally(studies), leaks, languages)
+        block.languages.update(filter(None, (other_language(study.text()) for study in studies)))
+    return block
 
 
 def _copies(options: Namespace) -> Path:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hf_medvlm.data.files import read_yaml
+from hf_medvlm.data.parquet import is_parquet
 from hf_medvlm.data.prepare_parts import parse_shard
 from hf_medvlm.data.quality import LABEL_POLICIES
 from hf_medvlm.data.sources.base import Corpus, nearest
@@ -64,6 +65,8 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
             f"--size is the longer side of the copies that --convert png makes or of the pictures of --cache, 16 or "
             f"more; got {options.size}"
         )
+    if options.format == "llava" and is_parquet(options.out):
+        raise ValueError(f"--format llava writes JSON: give --out another ending than that of {options.out}")
     if options.convert and options.cache:
         raise ValueError(
             "--convert png writes copies of the images and --cache prepared pictures; one of them is enough"
@@ -125,10 +128,14 @@ def _parser(description: str) -> tuple[ArgumentParser, dict[str, ArgumentParser]
     add = common.add_argument
     add("--root", required=True, type=Path, help="the corpus as it was downloaded; image paths are relative to it")
     add(
-        "--out", required=True, type=Path, help="the master file; rejected.jsonl and statistics.* are written beside it"
+        "--out",
+        required=True,
+        type=Path,
+        help="the master file, Parquet where it ends in .parquet, else JSONL; rejected.jsonl and statistics.* are "
+        "written beside it",
     )
     add("--config", type=Path, help="a YAML file of these options")
-    add("--format", choices=("studies", "llava"), default="studies", help="a JSONL of studies, or LLaVA's JSON")
+    add("--format", choices=("studies", "llava"), default="studies", help="a master file of studies, or LLaVA's JSON")
     add("--rows", choices=("study", "image"), default="study", help="one row a study, or one a frontal image")
     add("--min_characters", type=int, default=30, help="shorter texts are left out")
     add("--verify_images", action=BooleanOptionalAction, default=False, help="decode every image")

@@ -17,6 +17,7 @@ from typing import Any
 from hf_medvlm.data.files import cache_folder, load_json
 from hf_medvlm.data.images import DICOM_SUFFIXES
 from hf_medvlm.data.load import is_master_file
+from hf_medvlm.data.parquet import is_parquet, iter_parquet
 from hf_medvlm.data.sources.base import Rejected, link_priors
 from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.study import Study, StudyImage, iter_jsonl
@@ -87,7 +88,7 @@ def _master(path: Path, folder: Path) -> NewStudies:
     studies: list[Study] = []
     rejected: list[Rejected] = []
     lines: dict[str, int] = {}
-    for line, found in iter_jsonl(path):
+    for line, found in iter_parquet(path) if is_parquet(path) else iter_jsonl(path):
         if isinstance(found, ValueError):
             rejected.append(Rejected(str(path), line, None, "no study", str(found)))
         elif found.study_id in lines:

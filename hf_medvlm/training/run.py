@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -20,7 +19,7 @@ from transformers import EarlyStoppingCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_medvlm import __version__
-from hf_medvlm.data.counting import count_patients
+from hf_medvlm.data.counting import count_patients, hash_studies
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, load_json, write_json
 from hf_medvlm.data.load import Splits, load_splits
@@ -310,8 +309,4 @@ def installed_version(package: str) -> str | None:
 
 def data_hash(splits: Splits) -> str:
     """SHA-256 over the studies of all splits, in their order: equal hashes mean equal studies (not equal pixels)."""
-    digest = hashlib.sha256()
-    for split in splits.studies.values():
-        for study in split:
-            digest.update(json.dumps(study.to_dict(), sort_keys=True, ensure_ascii=False).encode())
-    return digest.hexdigest()
+    return hash_studies(splits.studies.values())

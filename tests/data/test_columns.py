@@ -6,17 +6,21 @@ import json
 import os
 import pickle
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hf_medvlm.data import column_index, columns
-from hf_medvlm.data.column_index import is_plain
+from hf_medvlm.data.column_parts import is_plain
 from hf_medvlm.data.columns import StudyTable
 from hf_medvlm.data.counting import Texts, count_patients, count_text_sources, count_values, find_shared
-from hf_medvlm.data.load import Splits, load_splits, read_master
+from hf_medvlm.data.load import Splits, is_master_file, load_splits, read_master
+from hf_medvlm.data.parquet import SCHEMA, iter_parquet, write_parquet
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study, read_jsonl
 from hf_medvlm.training.run import data_hash
@@ -60,12 +64,102 @@ def write(path: Path, made: list[dict[str, Any]]) -> Path:
 
 @pytest.fixture
 def master(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Its columns are read in several parts, by several processes."""
+    """Its columns are read in several parts."""
     monkeypatch.setenv("HF_MEDVLM_CACHE", str(tmp_path / "known"))
     monkeypatch.setattr(column_index, "PART", 20_000)
+    monkeypatch.setattr(column_index, "available_cores", lambda: 1)
     path = write(tmp_path / "master.jsonl", records())
     os.utime(path, ns=(10**18, 10**18 + 1))
     return path
+
+
+def odd_fields(n: int) -> dict[str, Any]:
+    """Fields that few corpora have, and keys that nobody knows."""
+    return {
+        "conversations": TURNS if n % 2 else [],
+        "triplets": [["effusion", "left_pleural", "present"]] if n % 3 else [],
+        "progression": {"Edema": "improving"} if n % 5 else {},
+        "answer_type": "OPEN" if n % 7 else "",
+        "comparison": "None.",
+        "boxes": [{"image": 0, "phrase": "here", "xywh": [0.1, 2, 1 / 3, 4], "finding": "Edema"}],
+        "extra_list": [n, {"deep": [None, "\u2028"]}],
+        "prior_study_id": None,
+    }
+
+
+def test_parquet_holds_the_same_studies_splits_and_hash(master: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = [record | odd_fields(n) if n % 4 and record["images"] else record for n, record in enumerate(records())]
+    rows = read_jsonl(write(master, made))
+    monkeypatch.setattr("hf_medvlm.data.parquet.ROWS", 120)
+    monkeypatch.setattr(column_index, "available_cores", lambda: 2)
+    parquet = master.with_suffix(".parquet")
+    assert write_parquet(rows, parquet) == 300 and is_master_file(str(parquet))
+    assert [study for _, study in iter_parquet(parquet)] == list(StudyTable.open(parquet)) == rows
+    table, plain = (load_splits(str(path), verify_images=False) for path in (parquet, master))
+    assert isinstance(table.train, StudyTable) and not isinstance(plain.train, StudyTable)
+    assert {split: list(found) for split, found in table.studies.items()} == plain.studies
+    assert data_hash(table) == data_hash(plain) and pickle.loads(pickle.dumps(table.train))[7] == plain.train[7]
+    assert [(entry.study_id, entry.reason) for entry in table.rejected] == [
+        (entry.study_id, entry.reason) for entry in plain.rejected
+    ]
+
+
+def rows_of(change: dict[str, Any], drop: tuple[str, ...] = ()) -> pa.Table:
+    """Three rows as others write them, the second one changed; of the types that pyarrow guesses."""
+    rows: list[dict[str, Any]] = [
+        {"study_id": f"s{n}", "patient_id": 7.0, "images": [{"path": f"{n}.png"}], "findings": "Clear lungs."}
+        for n in range(3)
+    ]
+    rows[1] |= change
+    names = [name for name in rows[1] if name not in drop]
+    return pa.table({name: [row.get(name) for row in rows] for name in names})
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        (rows_of({"split": "training"}), "row 2: study 's1': split 'training' is none of"),
+        (rows_of({"images": [{"path": "../x.png"}]}), "row 2: .*leaves the image folder"),
+        (rows_of({"images": [{"path": None}]}), "row 2: .*an image path must be a non-empty text"),
+        (rows_of({"labels": [{"finding": "Edema", "state": 2}]}), "row 2: .*label 'Edema' is 2"),
+        (rows_of({"labels": [{"name": "Edema"}]}), r"row 2: labels are \[\{finding, state\}\] or a map"),
+        (rows_of({"labels": "Edema"}), "row 2: study 's1': labels must be an object"),
+        (rows_of({"findings": None, "report": b"abc"}), "row 2: study 's1': a study cannot hold bytes"),
+        (rows_of({"extra": "[1]"}), "row 2: study 's1': extra must be a JSON object"),
+        (rows_of({"extra": "{"}), "row 2: study 's1': extra must be a JSON object, got '{'"),
+        (rows_of({"study_id": "s0"}), "row 2: study_id 's0' stands already in row 1"),
+        (rows_of({}, drop=("patient_id",)), "row 1: missing patient_id; found keys: study_id, images, findings"),
+    ],
+)
+def test_a_bad_row_of_parquet_is_named(tmp_path: Path, table: pa.Table, message: str) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(table, path)
+    assert is_master_file(str(path))
+    with pytest.raises(ValueError, match=rf"x\.parquet: {message}") as caught:
+        load_splits(str(path), verify_images=False)
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_of_others_is_read_and_a_damaged_or_empty_one_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    labels = pa.array([[("Edema", 1)], None, [("Edema", None)]], pa.map_(pa.string(), pa.int64()))
+    pq.write_table(rows_of({"study_date": date(2020, 1, 2), "note": 5}).append_column("labels", labels), path)
+    first, second, third = StudyTable.open(path)
+    assert (first.patient_id, first.labels, third.labels) == ("7", {"Edema": 1}, {"Edema": None})
+    assert (second.study_date, second.extra, first.extra) == ("2020-01-02", {"note": 5}, {})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"x\.parquet"):
+        load_splits(str(path), verify_images=False)
+    path.write_bytes(content[:40] + bytes(200) + content[240:])
+    with pytest.raises(ValueError, match=r"x\.parquet: cannot be read as Parquet from row 1 on"):
+        load_splits(str(path), verify_images=False)
+    pq.write_table(SCHEMA.empty_table(), path)
+    with pytest.raises(ValueError, match="no study has both an image and a text"):
+        load_splits(str(path), verify_images=False)
+    pictures = pa.table({"study_id": ["a"], "images": [[{"path": "a.png", "bytes": b""}]]})
+    pq.write_table(pictures, path)
+    assert not is_master_file(str(path))  # a table of others, with pixels in it
 
 
 def both(master: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Splits, Splits]:
@@ -93,6 +187,8 @@ def both(master: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple
 def test_the_same_studies_splits_rejections_and_hash(
     master: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
+    if not options:  # by several processes
+        monkeypatch.setattr(column_index, "available_cores", lambda: 2)
     if "held_out" in options:  # whole patients with a split, or without
         made = records()
         for n in range(0, 300, 2):
@@ -185,9 +281,11 @@ def test_columns_are_kept_and_made_anew_for_another_file(
     assert len(read_master(str(master))) == 300 and built == [1]
     write(master, records()[:50])
     assert len(read_master(str(master))) == 50 and built == [1, 1]
-    (store,) = (master.parent / "known" / "columns").iterdir()
-    store.write_bytes(store.read_bytes()[:100])
-    assert len(read_master(str(master))) == 50 and str(store) in caplog.text
+    stores = [*(master.parent / "known" / "columns").iterdir()]
+    assert len(stores) == 2
+    for store in stores:
+        store.write_bytes(store.read_bytes()[:100])
+        assert len(read_master(str(master))) == 50 and str(store) in caplog.text
 
 
 def test_a_table_is_a_sequence_and_can_be_sent_to_workers(master: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +317,7 @@ def test_what_is_taken_without_a_closer_look_is_a_study() -> None:
     assert is_plain(good) and Study.from_dict(good)
     odd = [{"study_id": ""}, {"study_id": " s"}, {"study_id": "1.0"}, {"patient_id": None}, {"split": "val"}]
     odd += [{"findings": None}, {"findings": 3}, {"labels": []}, {"labels": {"": 1}}, {"labels": {"Edema": True}}]
+    odd += [{"conversations": ""}, {"triplets": 0}, {"boxes": {}}, {"study_date": False}, {"extra": {}}]
     odd += [{"images": "a.png"}, {"images": [{"view": "PA"}]}, {"images": [{"path": ""}]}, {"images": [{"path": "/a"}]}]
     odd += [{"images": [{"path": p}]} for p in ("../a", "C:a", "a\\b", " ", "a/../b")] + [{"boxes": [1]}, {"split": []}]
     assert not any(is_plain(good | each) for each in odd) and not is_plain([]) and not is_plain(None)

@@ -21,6 +21,7 @@ from make_corpora import SENTENCES, make_iu_kaggle, make_mimic, make_open_i, mak
 from PIL import Image
 
 import hf_medvlm.data.prepare
+from hf_medvlm.data.counting import hash_studies
 from hf_medvlm.data.load import load_splits
 from hf_medvlm.data.prepare_options import parse_options
 from hf_medvlm.data.study import read_jsonl
@@ -140,9 +141,19 @@ def test_in_blocks_by_several_processes_the_bytes_are_the_same(tmp_path, monkeyp
     whole = contents()
     monkeypatch.setattr(hf_medvlm.data.prepare, "BLOCK", 30)
     in_blocks = contents()
+    in_blocks_rejected = in_blocks["rejected.jsonl"]
     left_out = [sorted(files.pop("rejected.jsonl").splitlines()) for files in (whole, in_blocks)]
     assert in_blocks == whole and left_out[0] == left_out[1]
-    assert {study.split for study in read_jsonl(tmp_path / "out" / "master.jsonl")} == {"train", "validate", "test"}
+    master = tmp_path / "out" / "master.jsonl"
+    assert {study.split for study in read_jsonl(master)} == {"train", "validate", "test"}
+    if not options:  # the same corpus as Parquet
+        monkeypatch.setenv("HF_MEDVLM_CACHE", str(tmp_path / "known"))
+        parquet = tmp_path / "parquet" / "master.parquet"
+        prepare_data.main(["mimic-cxr", "--root", str(tmp_path), "--out", str(parquet), "--workers", "2"])
+        table, plain = (load_splits(str(path), tmp_path, verify_images=False) for path in (parquet, master))
+        assert {split: list(found) for split, found in table.studies.items()} == plain.studies
+        assert hash_studies(table.studies.values()) == hash_studies(plain.studies.values())
+        assert (parquet.with_name("rejected.jsonl")).read_bytes() == in_blocks_rejected
 
 
 PARTS = {
@@ -331,6 +342,7 @@ def test_yaml_sets_defaults_and_the_command_line_wins(tmp_path):
         ([], "- 1", "expected .name: value. lines, found a list"),
         ([], "a: [", r"x\.yaml:1: not YAML"),
         (["--size", "512"], "", "--size is the longer side of the copies that --convert png makes"),
+        (["--format", "llava", "--out", "o.parquet"], "", "--format llava writes JSON: give --out another ending"),
         (["--min_characters", "0"], "", "--min_characters must be at least 1"),
     ],
 )
