@@ -33,7 +33,14 @@ from transformers.models.auto.tokenization_auto import tokenizer_class_from_name
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_medvlm.models.clear_errors import clear_errors, first_line
-from hf_medvlm.models.convert.checkpoint import check_finite, check_weight_file, count_tensors, read_json
+from hf_medvlm.models.convert.checkpoint import (
+    PICKLED,
+    check_finite,
+    check_weight_file,
+    count_tensors,
+    read_json,
+    refusal,
+)
 from hf_medvlm.models.pixel_numbers import check_pixels
 
 logger = logging.getLogger(__name__)
@@ -71,7 +78,7 @@ def find_folder(name: str | Path, weights: bool = True) -> Path:
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise ValueError(f"{name} is a file; give the folder that it lies in")
+        raise ValueError(f"{name}: {refusal(folder) or 'this is a file; give the folder that it lies in'}")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -110,6 +117,9 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         names = sorted(entry.name for entry in folder.iterdir())[:8] if folder.is_dir() else ["no folder"]
+        for file in (folder / name for name in names if folder.is_dir()):
+            if reason := file.suffix in (".safetensors", ".tar", *PICKLED) and refusal(file):
+                raise ValueError(f"{file}: {reason}")
         hint = (
             "an adapter: merge it first" if (folder / "adapter_config.json").exists() else ", ".join(names) or "empty"
         )

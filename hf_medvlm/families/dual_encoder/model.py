@@ -205,7 +205,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
 
         Args:
             path: a folder of transformers' CLIP, SigLIP or SigLIP 2; of open_clip (`open_clip_config.json` and
-                weights: BiomedCLIP, CLIP with a ViT, either with a BERT); or with OpenAI's CLIP as a state dict.
+                weights: BiomedCLIP, SigLIP, CLIP with a ViT, with or without a BERT); or OpenAI's CLIP as a state dict.
             config: instead of the one made from the folder; its sizes must fit.
             options: of `config_class`, over those of the folder.
 

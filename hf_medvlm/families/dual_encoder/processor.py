@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
+import string
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Regex, normalizers
 from transformers import (
     AutoProcessor,
     CLIPImageProcessorPil,
     PreTrainedTokenizerBase,
+    SiglipTokenizer,
     VisionTextDualEncoderProcessor,
 )
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -71,6 +75,27 @@ def fit_tokenizer(tokenizer: PreTrainedTokenizerBase, config: DualEncoderConfig)
     return tokenizer
 
 
+def clean_as_siglip(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Make a tokenizer read texts in lower case, without punctuation: open_clip's `"clean": "canonicalize"`.
+
+    Raises:
+        ValueError: a tokenizer that cannot be made to.
+    """
+    if isinstance(tokenizer, SiglipTokenizer):  # does so itself
+        return
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        raise ValueError(f"{folder}: the texts are to be cleaned as SigLIP's were; put a tokenizer.json there")
+    cleaning: list[Any] = [
+        normalizers.Replace("_", " "),
+        normalizers.Replace(Regex(f"[{re.escape(string.punctuation)}]"), ""),
+        normalizers.Lowercase(),
+        normalizers.Replace(Regex(r"\s+"), " "),
+        normalizers.Strip(),
+    ]
+    backend.normalizer = normalizers.Sequence([*cleaning, *filter(None, [backend.normalizer])])
+
+
 def set_image_size(processor: Any, image_size: int) -> None:
     """Make an image processor give squares of `image_size` pixels, cropping where it did before."""
     square = {"height": image_size, "width": image_size}
@@ -94,7 +119,10 @@ def published_processor(
     record = read_json(folder / CONFIG_FILE)
     model, pixels = record.get("model_cfg", {}), record.get("preprocess_cfg", {})
     tokenizer = load_tokenizer(folder)
-    tokenizer.model_max_length = model.get("text_cfg", {}).get("context_length", 256)
+    texts = model.get("text_cfg", {})
+    tokenizer.model_max_length = texts.get("context_length", 256)
+    if texts.get("tokenizer_kwargs", {}).get("clean") == "canonicalize":
+        clean_as_siglip(tokenizer, folder)
     size = image_size or model.get("vision_cfg", {}).get("image_size", 224)
     processor = build_processor(fit_tokenizer(tokenizer, config), size)
     images = processor.image_processor

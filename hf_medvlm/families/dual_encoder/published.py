@@ -1,7 +1,8 @@
 """BiomedCLIP and its kin: open_clip's `CustomTextCLIP` (timm ViT, HF BERT) <-> the state dict of a `DualEncoderModel`.
 
 Renames keys and reads open_clip's config; builds no model. Published:
-microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224.
+microsoft/BiomedCLIP-PubMedBERT_256-vit_base_patch16_224. open_clip's other layouts are in `openai.py` and
+`open_clip_siglip.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import BertConfig, PreTrainedConfig, PreTrainedModel, ViTConfig
 
+from hf_medvlm.families.dual_encoder.open_clip_siglip import is_siglip, siglip_config, siglip_names, to_siglip
 from hf_medvlm.families.dual_encoder.openai import is_openai, openai_config, openai_names, openai_vision, to_openai
 from hf_medvlm.families.dual_encoder.two_towers import (
     KINDS,
@@ -29,7 +31,7 @@ from hf_medvlm.families.dual_encoder.two_towers import (
 from hf_medvlm.families.dual_encoder.two_towers import (
     save_published as save_two_towers,
 )
-from hf_medvlm.models.convert.checkpoint import PICKLED, describe_checkpoint, read_json, read_state_dict
+from hf_medvlm.models.convert.checkpoint import PICKLED, describe_checkpoint, read_json, read_state_dict, refusal
 from hf_medvlm.models.loading import load_config, model_type_of
 
 CONFIG_FILE = "open_clip_config.json"
@@ -70,7 +72,8 @@ def is_published(path: str | Path) -> bool:
         return path.is_dir()
     if (path / "config.json").is_file():
         return model_type_of(path) in KINDS
-    return len(_pickles(path)) == 1 and is_openai(read_state_dict(_pickles(path)[0]))
+    files = _pickles(path)
+    return len(files) == 1 and not refusal(files[0]) and is_openai(read_state_dict(files[0]))
 
 
 def _pickles(folder: Path) -> list[Path]:
@@ -88,6 +91,9 @@ def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
         return read_two_towers(path)
     if not (path / CONFIG_FILE).is_file():
         files = [path] if path.is_file() else _pickles(path) if path.is_dir() else []
+        for name in files:
+            if reason := refusal(name):
+                raise ValueError(f"{name}: {reason}")
         if len(files) == 1 and is_openai(weights := read_state_dict(files[0])):
             return _read_openai(weights, {}, path)
     folder = Path(path)
@@ -100,6 +106,11 @@ def read_published(path: str | Path) -> tuple[dict[str, Any], dict[str, Tensor]]
     config = read_json(folder / CONFIG_FILE)
     if is_openai(published):
         return _read_openai(published, config.get("model_cfg", config), folder)
+    if is_siglip(published):
+        weights = siglip_names(published)
+        return options_of(siglip_config(config.get("model_cfg", config), weights, folder), weights), our_names(weights)
+    if reason := refusal(file):
+        raise ValueError(f"{file}: {reason}")
     if "visual.attnpool.positional_embedding" in published:
         raise ValueError(f"{file}: a CLIP with a ResNet, a tower that transformers has not; take one with a ViT")
     if not any(key.startswith("visual.trunk.") for key in published):
@@ -231,7 +242,7 @@ def from_published_keys(published: dict[str, Tensor]) -> dict[str, Tensor]:
 def to_published(model: PreTrainedModel) -> dict[str, Tensor]:
     """The state dict of `model` in open_clip's layout, as BiomedCLIP's today (without the obsolete `position_ids`).
 
-    A CLIP with a ViT comes back under OpenAI's names, beside CLIP's own text tower or a BERT.
+    A CLIP with a ViT comes back under OpenAI's names, beside CLIP's own text tower or a BERT; SigLIP under timm's.
 
     Raises:
         ValueError: towers that this layout does not know.
@@ -241,14 +252,16 @@ def to_published(model: PreTrainedModel) -> dict[str, Tensor]:
     scalars = {key: ours.pop(key).reshape(()) for key in SCALARS & ours.keys()}
     if kinds == ("clip_vision_model", "clip_text_model"):
         return to_openai(_clip_names(ours)) | scalars
+    if kinds == ("siglip_vision_model", "siglip_text_model"):
+        return to_siglip(_clip_names(ours)) | scalars
     if kinds == ("clip_vision_model", "bert"):
         texts = {key: value for key, value in ours.items() if key.startswith("text_")}
         images = {key: value for key, value in ours.items() if key not in texts}
         return to_openai(_clip_names(images)) | {_rename(key, 0, 1): value for key, value in texts.items()} | scalars
     if kinds != ("vit", "bert"):
         raise ValueError(
-            f"open_clip's layout here is of a ViT or CLIP's and a BERT or CLIP's text tower, this model has {kinds[0]} "
-            f"and {kinds[1]}"
+            f"open_clip's layout here is of a ViT or CLIP's and a BERT or CLIP's text tower, or of SigLIP's two; this "
+            f"model has {kinds[0]} and {kinds[1]}"
         )
     published: dict[str, Tensor] = {}
     for key, value in ours.items():
@@ -262,7 +275,7 @@ def to_published(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _clip_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> those of transformers' CLIPModel."""
+    """Our names -> those of transformers' CLIPModel or SiglipModel."""
     renamed = {}
     for key, value in ours.items():
         theirs, own = next((pair for pair in CLIP_PREFIXES if key.startswith(pair[1])), ("", ""))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -27,6 +28,9 @@ SHOWN = 8  # keys of each kind named in an error
 
 # Telling keys, the most particular first: the first row whose texts all occur somewhere in the keys names the family.
 FAMILIES = (
+    ("EVA-02 (EVA-X)", ("blocks.0.attn.", "blocks.0.mlp.w1")),  # as the authors write it, w1 or w12
+    ("EVA-02 (EVA-X)", ("blocks.0.attn.", "blocks.0.mlp.fc1_g.")),  # and as timm does
+    ("CXR-CLIP", ("image_encoder.", "text_encoder.text_encoder.")),
     ("BioViL-T image model", ("encoder.vit_pooler.", "encoder.missing_previous_emb")),
     ("BioViL image model", ("encoder.encoder.conv1.", "projector.model.")),
     ("CXR-BERT text model", ("cls_projection_head.",)),
@@ -43,6 +47,42 @@ FAMILIES = (
     ("LLaVA projector alone", ("linear_1.", "linear_2.")),
     ("BERT", ("encoder.layer.0.attention.self.query.",)),
 )
+
+
+# Families that no converter here reads -> why not, and what to do.
+REFUSED = {
+    "EVA-02 (EVA-X)": (
+        "its tower has rotary positions and gated layers that timm alone has, and neither timm nor its code is run "
+        "here. Take a tower of radiographs that transformers has, such as the DINOv2 microsoft/rad-dino"
+    ),
+    "CXR-CLIP": (
+        "its towers are transformers' own under other names, but its images are read at the Swin's first patch and its "
+        "texts at their last token. Where it was made, save model.image_encoder.image_encoder (a Swin) and "
+        "model.text_encoder.text_encoder with save_pretrained, put preprocessor_config.json and tokenizer beside them, "
+        "and name both folders: --model_name_or_path SWIN,BERT --text_pooling last. Its projections start anew"
+    ),
+}
+
+
+def refusal(path: str | Path) -> str:
+    """What a weight file holds and why it is not read, where it is of a family that no converter here reads; else "".
+
+    Only names of keys are looked at: those of a safetensors header, or the words in a pickle, which is not run.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        keys = list(_safetensors_header(path, path.stat().st_size))
+    elif path.is_file() and zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+            words = [word for name in names for word in re.findall(rb"[A-Za-z_][\w.]+", archive.read(name))]
+        keys = [word.decode() for word in words]
+    else:
+        keys = []
+    for name, marks in FAMILIES:
+        if name in REFUSED and all(any(mark in key for key in keys) for mark in marks):
+            return f"weights of {name}, which cannot be loaded: {REFUSED[name]}"
+    return ""
 
 
 def describe_checkpoint(keys: Iterable[str]) -> str:
