@@ -147,7 +147,7 @@ def siglip_config(model: dict[str, Any], weights: Mapping[str, Tensor], folder: 
     return SiglipConfig(vision_config=vision.to_dict(), text_config=text.to_dict())
 
 
-def _sizes(weights: Mapping[str, Tensor], side: str) -> dict[str, int]:
+def _sizes(weights: Mapping[str, Tensor], side: str) -> dict[str, Any]:
     layers = [int(match[1]) for key in weights if (match := re.match(rf"{side}\.encoder\.layers\.(\d+)\.", key))]
     inner, width = weights[f"{side}.encoder.layers.0.mlp.fc1.weight"].shape
     return {"hidden_size": width, "intermediate_size": inner, "num_hidden_layers": 1 + max(layers)}
