@@ -14,9 +14,38 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # several workers and launchers share the cores; before torch is imported
 # DeepSpeed builds its operators here, once an environment: two environments that share a folder build for ever anew.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+# Nothing here is compiled by torch, but bitsandbytes loads the whole compiler, in every Python that imports peft.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared"
+
+# The files that take longest come first, so that no worker begins a long one when the others have finished.
+LONGEST = (
+    "families/chat/test_llava_mimic.py",
+    "test_contract.py",
+    "families/captioners/test_captioning_recipes.py",
+    "test_package.py",
+    "recipes/test_shipped_plans.py",
+    "families/biovil_t/test_biovil_t_recipes.py",
+    "families/biovil_t/test_features.py",
+    "test_add_a_family.py",
+    "training/test_rewarded.py",
+    "families/patch_ib/test_patch_ib.py",
+    "sharing/test_export.py",
+    "inference/test_predict.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist deals the files out in our order, not in that of how many tests they hold."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`LONGEST` first, all others as they stand."""
+    place = {ROOT / "tests" / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
 
 
 def pytest_collection_finish() -> None:

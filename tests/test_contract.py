@@ -6,14 +6,12 @@ import copy
 import inspect
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from families import FAMILIES, Family, build
+from launch import together
 from safetensors.torch import load_file
 from steps import GLOBAL_BATCH, logged_losses, make_trainer
 from transformers import AutoConfig
@@ -191,20 +189,14 @@ def alone(_built: dict[str, Family], splits, tmp_path_factory):
 @pytest.fixture(scope="module")
 def launched(cache: Path, root: Path, tmp_path_factory):
     """Runs tests/steps.py in two real processes, once a mode, for all families together."""
-    done: dict[str, tuple[Path, subprocess.CompletedProcess]] = {}
+    done: dict[str, Path] = {}
 
     def run(mode: str) -> Path:
         if mode not in done:
-            out = tmp_path_factory.mktemp(mode)
-            command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-            command += [str(root / "tests" / "steps.py"), str(out), *sorted(FAMILIES)]
-            command += [] if mode == "ddp" else ["--deepspeed", str(root / "ds_configs" / f"{mode}.json")]
-            environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-            ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
-            done[mode] = (out, ended)
-        out, ended = done[mode]
-        assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
-        return out
+            out = done[mode] = tmp_path_factory.mktemp(mode)
+            sharded = [] if mode == "ddp" else ["--deepspeed", root / "ds_configs" / f"{mode}.json"]
+            together(root / "tests" / "steps.py", out, *sorted(FAMILIES), *sharded)
+        return done[mode]
 
     return run
 

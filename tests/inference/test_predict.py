@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import numpy as np
 import predict as recipe
 import pytest
 from families import FAMILIES
+from launch import together
 from PIL import Image
 from safetensors.numpy import load_file
 from saved_families import save_family, without_texts
@@ -77,12 +75,7 @@ def folder(splits, tmp_path) -> Path:
 def test_two_processes_say_what_the_evaluation_said(saved, splits, master, root, tmp_path):
     """Every family in one launch: each study once, in the order of the file, as the evaluation wrote it."""
     named = [f"{name}={saved(name)[0]}" for name in sorted(FAMILIES)]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(root / "tests/inference/predict_all.py"), str(tmp_path), str(master), str(splits.image_folder)]
-    ended = subprocess.run(
-        [*command, *named], capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"}
-    )
-    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-6000:]
+    together(root / "tests" / "inference" / "predict_all.py", tmp_path, master, splits.image_folder, *named)
     for name in FAMILIES:
         told = lines(tmp_path / name)
         assert [line["study_id"] for line in told[:7]] == [study.study_id for study in splits.test[:7]]

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections import Counter
 from types import SimpleNamespace
 
@@ -15,6 +12,7 @@ import finetune_git
 import pytest
 import torch
 from families import build
+from launch import together
 from reward_steps import make_reward_trainer
 from safetensors.torch import load_file
 from steps import logged_losses
@@ -244,13 +242,8 @@ def test_accumulated_micro_batches_give_the_same_step(splits, tmp_path, one_step
 @pytest.mark.parametrize("mode", ["ddp", "zero3"])
 def test_two_processes_take_the_same_step(mode, root, cache, tmp_path, one_step):
     before, wanted, logged = one_step
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(root / "tests" / "training" / "reward_steps.py"), str(tmp_path)]
-    command += [] if mode == "ddp" else ["--deepspeed", str(root / "ds_configs" / f"{mode}.json")]
-    paths = os.pathsep.join([str(root), str(root / "tests"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "PYTHONPATH": paths}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=1200)
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
+    sharded = [] if mode == "ddp" else ["--deepspeed", root / "ds_configs" / f"{mode}.json"]
+    together(root / "tests" / "training" / "reward_steps.py", tmp_path, *sharded)
     assert_same_step(load_file(tmp_path / "model.safetensors"), wanted, before)
     found = json.loads((tmp_path / "found.json").read_text())
     assert found["losses"] == pytest.approx([logged["loss"]], rel=1e-4)

@@ -1,14 +1,12 @@
 """The extractor: right numbers, resumed to the bit after kill -9, refused where it would mix two extractions."""
 
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from families import build
+from launch import start
 
 from hf_medvlm.families.biovil_t.features import FeatureOptions, extract_features, read_features, shard_path
 
@@ -93,21 +91,19 @@ def test_killed_half_way_it_ends_on_the_same_files(family, cache, root, tmp_path
     family.model.save_pretrained(tmp_path / "model")
     family.collator(False).processor.save_pretrained(tmp_path / "model")
 
-    def start(folder):
-        command = [sys.executable, str(root / "recipes" / "extract_biovil_t.py"), "--output_dir", str(folder)]
-        command += ["--synthetic_studies", "320", "--synthetic_size", "64", "--use_cpu", "true"]
-        command += ["--model_name_or_path", str(tmp_path / "model")]
-        command += ["--per_device_eval_batch_size", "16", "--shard_size", "32"]
-        return subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL)
+    def extract(folder):
+        words = ["--output_dir", folder, "--synthetic_studies", 320, "--synthetic_size", 64, "--use_cpu", "true"]
+        words += ["--model_name_or_path", tmp_path / "model", "--per_device_eval_batch_size", 16, "--shard_size", 32]
+        return start(root / "recipes" / "extract_biovil_t.py", *words)
 
-    assert start(tmp_path / "whole").wait(300) == 0
-    killed = start(tmp_path / "killed")
+    assert extract(tmp_path / "whole").wait() == 0
+    killed = extract(tmp_path / "killed")
     while sum(path.suffix == ".safetensors" for path in (tmp_path / "killed").glob("*")) < 3:
         assert killed.poll() is None, "it was too quick to be killed"
         time.sleep(0.02)
-    os.kill(killed.pid, signal.SIGKILL)
+    killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "index.json").exists()
-    assert start(tmp_path / "killed").wait(300) == 0
+    assert extract(tmp_path / "killed").wait() == 0
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert sum(1 for _ in read_features(tmp_path / "whole")) == 320

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from launch import call, start
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
@@ -183,29 +184,22 @@ def test_two_processes_follow_the_curve_of_one(alone, launcher, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume_end_on_the_same_weights(cache, tmp_path):
+def test_kill_9_and_resume_end_on_the_same_weights(root, cache, tmp_path):
     """To the bit; the killed run reads prepared pictures and goes on with workers, the other reads the files."""
     options = [*SMALL, "--max_steps", "60", "--max_length", "8", "--save_steps", "5", "--eval_strategy", "no"]
     options += ["--dataloader_num_workers", "0", "--learning_rate", "1e-3", "--shuffle_buffer", "16"]
-    whole = run(*command("finetune_blip", *options, "--output_dir", "whole"), cwd=tmp_path)
+    recipe = root / "recipes" / "finetune_blip.py"
+    whole = call(recipe, *options, "--output_dir", "whole", folder=tmp_path)
     assert whole.returncode == 0, whole.stderr
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    killed = subprocess.Popen(
-        command("finetune_blip", *options, "--output_dir", "killed", "--image_cache", "pictures"),
-        cwd=tmp_path,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.time() + 400
+    killed = start(recipe, *options, "--output_dir", "killed", "--image_cache", "pictures", folder=tmp_path)
     while last_checkpoint(tmp_path / "killed") is None:
-        assert time.time() < deadline and killed.poll() is None
+        assert killed.poll() is None, killed.stderr
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed" / "run.json").exists()
     options += ["--output_dir", "killed", "--image_cache", "pictures", "--dataloader_num_workers", "2"]
-    resumed = run(*command("finetune_blip", *options, "--resume_from_checkpoint"), cwd=tmp_path)
+    resumed = call(recipe, *options, "--resume_from_checkpoint", folder=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("killed", "whole"))
     assert ours.keys() == theirs.keys()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import chat_folders
 import numpy as np
 import pytest
+from launch import together
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
@@ -48,15 +45,8 @@ def test_a_process_with_text_alone_keeps_step_under_zero3(data: Path, root: Path
     recipe = root / "recipes" / "finetune_chat.py"
     size = "--per_device_train_batch_size"
     alone = runpy.run_path(str(recipe))["main"]([*words, size, "2", "--output_dir", str(tmp_path / "alone")])
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
     zero3 = ["--deepspeed", str(root / "ds_configs" / "zero3.json"), size, "1", "--per_device_eval_batch_size", "1"]
-    command = [*launcher, "--master_port", str(port), str(recipe), *words, *zero3, "--output_dir", "together"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=540)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+    together(recipe, *words, *zero3, "--output_dir", "together", folder=tmp_path)
 
     def losses(name: str) -> list[float]:
         history = json.loads((tmp_path / name / "trainer_state.json").read_text())["log_history"]

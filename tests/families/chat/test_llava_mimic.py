@@ -7,7 +7,6 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from launch import free_port, together
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
@@ -66,21 +66,9 @@ def environment() -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1"}
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def deepspeed(*words: str, cwd: Path, port: int | None = None) -> subprocess.Popen:
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        "--num_accelerators",
-        "2",
-        "--master_port",
-        str(port or free_port()),
-        *words,
-    ]
+def deepspeed(*words: str, cwd: Path) -> subprocess.Popen:
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "2"]
+    command += ["--master_port", str(free_port()), *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, cwd=cwd, env=environment(), start_new_session=True, **pipes)
 
@@ -154,7 +142,20 @@ def study(data: Path, out: Path, more: list[str]) -> list[list[str]]:
     return [[*words, "--gradient_accumulation_steps", "2", "--output_dir", str(out / "study")]]
 
 
-OTHERS = {"zero2": qlora, "zero3_offload": study}
+def word_for_word(data: Path, model: Path, output: Path | str) -> list[str]:
+    """LLaVA's command line; the last values given win over its own, so that there is a checkpoint to resume."""
+    words = ["--model_name_or_path", str(tiny_checkpoint(model)), "--data_path", str(data / "chat.json")]
+    words += ["--image_folder", str(data), *LLAVA]
+    words += ["--save_steps", "2", "--eval_steps", "2", "--logging_steps", "1", "--max_new_tokens", "4"]
+    words += ["--num_train_epochs", "4", "--learning_rate", "1e-3", "--dataloader_num_workers", "0"]
+    return [*words, "--output_dir", str(output)]
+
+
+def uncut(data: Path, out: Path, more: list[str]) -> list[list[str]]:
+    return [[*more, *word_for_word(data, out / "model", out / "uncut")]]
+
+
+OTHERS = {"zero2": qlora, "zero3": uncut, "zero3_offload": study}
 """mode -> what runs in its launch beside the two variants."""
 
 
@@ -183,7 +184,7 @@ def launched(data, root, tmp_path_factory):
             # DeepSpeed names its buffers after the port and leaves them; who opens them too early waits for ever
             paths = [Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_{n}") for n in range(2)]
             with open(paths[0], "wb") as first, open(paths[1], "wb") as second:
-                output = finished(deepspeed(script, str(folder / "runs.json"), cwd=folder, port=port))
+                output = together(script, folder / "runs.json", folder=folder, port=port)
                 links = [os.fstat(file.fileno()).st_nlink for file in (first, second)]
             done[mode] = Launch(folder, output, links, any(path.exists() for path in paths))
             for path in paths:
@@ -217,19 +218,13 @@ def test_what_an_earlier_run_left_in_shared_memory_is_not_waited_for_and_nothing
 
 
 @pytest.mark.slow
-def test_llavas_command_line_word_for_word_killed_and_resumed(data, root, tmp_path):
-    """ZeRO-3 in two processes; the last values given win over LLaVA's own, so that there is a checkpoint to resume."""
-    words = [str(root / "recipes" / "llava_mimic.py"), "--deepspeed", str(root / "ds_configs" / "zero3.json")]
-    words += ["--model_name_or_path", str(tiny_checkpoint(tmp_path / "model")), "--data_path", str(data / "chat.json")]
-    words += ["--image_folder", str(data), *LLAVA]
-    words += ["--save_steps", "2", "--eval_steps", "2", "--logging_steps", "1", "--max_new_tokens", "4"]
-    words += ["--num_train_epochs", "4", "--learning_rate", "1e-3", "--dataloader_num_workers", "0"]
-    output = finished(deepspeed(*words, "--output_dir", "whole", cwd=tmp_path))
-    assert "wandb is not installed" in output and "--evaluation_strategy is now --eval_strategy" in output
-    assert "always so" in output
-    wanted = losses(tmp_path / "whole")
+def test_llavas_command_line_word_for_word_killed_and_resumed(data, root, tmp_path, launched):
+    """Under the launcher `deepspeed`, with ZeRO-3; beside a run of the same words that nobody cut."""
+    wanted = losses(launched("zero3").folder / "uncut")
     assert len(wanted) == 8
-    killed = deepspeed(*words, "--output_dir", "cut", cwd=tmp_path)
+    words = [str(root / "recipes" / "llava_mimic.py"), "--deepspeed", str(root / "ds_configs" / "zero3.json")]
+    words += word_for_word(data, tmp_path / "model", "cut")
+    killed = deepspeed(*words, cwd=tmp_path)
     deadline = time.time() + 1200
     while not (tmp_path / "cut" / "checkpoint-4" / "trainer_state.json").exists() and time.time() < deadline:
         assert killed.poll() is None, killed.communicate()[0][-3000:]
@@ -237,7 +232,9 @@ def test_llavas_command_line_word_for_word_killed_and_resumed(data, root, tmp_pa
     os.killpg(killed.pid, signal.SIGKILL)
     killed.communicate(timeout=600)
     assert not (tmp_path / "cut" / "run.json").exists()
-    finished(deepspeed(*words, "--output_dir", "cut", "--resume_from_checkpoint", cwd=tmp_path))
+    output = finished(deepspeed(*words, "--resume_from_checkpoint", cwd=tmp_path))
+    assert "wandb is not installed" in output and "--evaluation_strategy is now --eval_strategy" in output
+    assert "always so" in output
     assert losses(tmp_path / "cut") == pytest.approx(wanted, rel=1e-3)
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "cut")) is LlavaForConditionalGeneration
 
