@@ -8,6 +8,7 @@ folder, and its own signals. What a launcher does beside starting processes is n
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -32,6 +33,7 @@ TIMEOUT = 1200  # seconds
 def _become(words: list[str], folder: str, environment: dict[str, str], path: list[str], output: str) -> None:
     """Runs in the fork: what `python WORDS...` would do."""
     os.setsid()
+    gc.freeze()  # the Trainer starts each training with a whole collection, which passes over what is here already
     multiprocessing.set_start_method(None, force=True)  # the fork has inherited the way in which it was started
     for number, name in ((1, "stdout"), (2, "stderr")):
         handle = os.open(f"{output}.{name}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from launch import call
 
 ROOT = Path(__file__).parent.parent
 CONTRACT = ["tests/test_contract.py", "tests/test_compute_metrics.py", "tests/inference/test_predictor.py"]
@@ -44,6 +45,12 @@ def run_in(checkout: Path, *words: str) -> str:
     return done.stdout
 
 
+def forked(checkout: Path, *words: str) -> str:
+    done = call(*words, folder=checkout, PYTHONPATH=str(checkout))
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout
+
+
 def test_it_touches_one_folder_one_line_one_recipe_and_one_entry():
     page = (ROOT / "docs" / "add_a_family.md").read_text(encoding="utf-8")
     changed = {path for path, (more, _) in blocks(page).items() if more}
@@ -59,10 +66,10 @@ def test_the_family_keeps_the_contract_and_its_recipe_runs(checkout: Path, cache
                      "-k", "classifier or layers", "-m", "not slow")  # fmt: skip
     assert int(re.search(r"(\d+) passed", printed)[1]) > 30
     small = ["--synthetic_studies", "60", "--synthetic_size", "64", "--dataloader_num_workers", "0"]
-    run_in(checkout, "-m", "hf_medvlm", "train", "train_classifier", "--max_steps", "3", *small)
+    forked(checkout, "-m", "hf_medvlm", "train", "train_classifier", "--max_steps", "3", *small)
     run = "runs/train_classifier/1"
     assert (checkout / run / "report.html").is_file()
-    evaluated = run_in(checkout, "-m", "hf_medvlm", "evaluate", "--model_name_or_path", run, *small)
+    evaluated = forked(checkout, "-m", "hf_medvlm", "evaluate", "--model_name_or_path", run, *small)
     assert "mean_auc" in evaluated
     code = f"from transformers import AutoModelForImageClassification as A; A.from_pretrained({str(checkout / run)!r})"
-    run_in(checkout, "-c", code)
+    forked(checkout, "-c", code)

@@ -23,7 +23,11 @@ pytestmark = pytest.mark.parametrize("name", sorted(FAMILIES))
 
 @pytest.fixture(scope="module")
 def _built(splits) -> dict[str, Family]:
-    return {name: build(name, splits) for name in FAMILIES}
+    class Built(dict[str, Family]):
+        def __missing__(self, name: str) -> Family:
+            return self.setdefault(name, build(name, splits))
+
+    return Built()
 
 
 @pytest.fixture

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import runpy
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from clinical_weights import make_roberta
+from launch import call
 
 ROOT = Path(__file__).parent.parent
 STEPS = "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8 --max_steps 12"
@@ -28,8 +29,8 @@ RUNS = {
 def finished_runs(folder: Path) -> Callable[[str], Path]:
     """name of `RUNS` -> the folder of its run.
 
-    The captioners run under `accelerate launch` and without `--output_dir`, as a user starts them; what they print is
-    in `stdout.txt` three folders up.
+    The captioners run without `--output_dir`, as a user starts them, BLIP under `accelerate launch`; what they print
+    is in `stdout.txt` three folders up.
     """
 
     def run(name: str) -> Path:
@@ -44,9 +45,12 @@ def finished_runs(folder: Path) -> Callable[[str], Path]:
         if recipe == "llava_mimic":
             runpy.run_path(str(script))["main"]([*words, "--output_dir", str(out)])
             return out
-        command = [sys.executable, "-m", "accelerate.commands.launch", str(script), *words]
-        options = {"capture_output": True, "text": True, "env": os.environ | {"OMP_NUM_THREADS": "1"}}
-        done = subprocess.run(command, cwd=home, timeout=1200, **options)
+        done: Any
+        if name == "blip":
+            command = [sys.executable, "-m", "accelerate.commands.launch", str(script), *words]
+            done = subprocess.run(command, cwd=home, timeout=1200, capture_output=True, text=True)
+        else:
+            done = call(script, *words, folder=home)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
         (home / "stdout.txt").write_text(done.stdout)
         return out

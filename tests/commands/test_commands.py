@@ -8,17 +8,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import launch
 import pytest
 
 from hf_medvlm import __main__ as console
 from hf_medvlm import __version__
 from hf_medvlm.commands.recipes import NOT_TRAINING, training_recipes
 from hf_medvlm.shipped import find_shipped, shipped_folder
-
-
-def call(*words: str, folder: Path | None = None) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "hf_medvlm", *words]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=1200)
 
 
 def test_no_command_prints_the_table_and_is_no_error(capsys):
@@ -35,7 +31,8 @@ def test_the_version_and_the_help_import_no_torch():
     for word in ("--version", "--help"):
         done = subprocess.run([sys.executable, "-c", code, word], capture_output=True, text=True, check=True)
         assert "hf-medvlm" in done.stdout
-    assert __version__ in call("--version").stdout
+    done = subprocess.run([sys.executable, "-m", "hf_medvlm", "--version"], capture_output=True, text=True, check=True)
+    assert __version__ in done.stdout
 
 
 @pytest.mark.parametrize("name", console.COMMANDS)
@@ -81,9 +78,10 @@ def test_train_runs_a_recipe_with_its_own_words(monkeypatch, tmp_path, capsys):
 def test_a_recipe_runs_from_any_folder_with_a_shipped_plan(tmp_path, cache):
     small = ["--synthetic_studies", "60", "--synthetic_size", "64", "--dry_run"]
     (tmp_path / "mine.yaml").write_text("max_steps: 7\n")
-    done = call("train", "finetune_blip", "--config", "mine.yaml", *small, folder=tmp_path)
+    train = ["-m", "hf_medvlm", "train", "finetune_blip", "--config"]
+    done = launch.call(*train, "mine.yaml", *small, folder=tmp_path)
     assert done.returncode == 0 and " ok  data " in done.stdout, done.stderr
-    done = call("train", "finetune_blip", "--config", "mine", folder=tmp_path)
+    done = launch.call(*train, "mine", folder=tmp_path)
     assert done.returncode == 1 and "--config mine: cannot be read" in done.stderr
 
 

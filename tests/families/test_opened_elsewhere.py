@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from launch import call
 from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
@@ -23,10 +22,7 @@ CLASSES = {
 def opened(whole_run) -> dict[str, dict]:
     """What a fresh Python outside the checkout makes of the four folders."""
     folders = [str(whole_run(name)) for name in CLASSES]
-    script = Path(__file__).parent / "opened.py"
-    done = subprocess.run(
-        [sys.executable, str(script), *folders], capture_output=True, text=True, cwd=folders[0], timeout=1200
-    )
+    done = call(Path(__file__).parent / "opened.py", *folders, folder=folders[0])
     assert done.returncode == 0, done.stderr[-4000:]
     return dict(zip(CLASSES, map(json.loads, done.stdout.strip().splitlines()), strict=True))
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from families import build
+from launch import call
 from safetensors import safe_open
 
 from hf_medvlm.__main__ import main
@@ -67,8 +66,7 @@ def test_writers_open_in_a_fresh_python_with_the_same_logits(saved, tmp_path, ca
         inputs = {key: value for key, value in batch["prompts"].items() if isinstance(value, torch.Tensor)}
         torch.save({"inputs": inputs, "logits": logits}, to.parent / "probe.pt")
         folders.append(str(to))
-    code = [sys.executable, "-c", PLAIN, *folders]
-    ended = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path)
+    ended = call("-c", PLAIN, *folders, folder=tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     lines = [line.split() for line in ended.stdout.strip().splitlines()]
     assert [name for name, _ in lines] == [
@@ -108,8 +106,7 @@ def test_an_adapter_is_merged_and_opens_in_a_fresh_python(saved, tmp_path):
     torch.testing.assert_close(merged, wanted, rtol=1e-3, atol=1e-4)
     inputs = {key: value for key, value in batch["prompts"].items() if isinstance(value, torch.Tensor)}
     torch.save({"inputs": inputs, "logits": wanted}, tmp_path / "probe.pt")
-    code = [sys.executable, "-c", PLAIN, str(tmp_path / "merged")]
-    ended = subprocess.run(code, capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    ended = call("-c", PLAIN, tmp_path / "merged", folder=tmp_path)
     assert ended.returncode == 0, ended.stderr[-3000:]
     name, difference = ended.stdout.split()
     assert name == "LlavaForConditionalGeneration" and float(difference) < 1e-3

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
+import launch
 import numpy as np
 import pytest
 from PIL import Image
@@ -24,11 +23,7 @@ def together(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[lis
         Image.fromarray(rng.integers(0, 256, (40, 30), np.uint8)).save(images / f"{number}.png")
     (images / "3.png").write_bytes(b"")
     script = Path(__file__).parent / "machine_script.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [*launch, script, images, folder / "log", folder], capture_output=True, text=True, timeout=1200, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch.together(script, images, folder / "log", folder)
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
     return found, sorted((folder / "log").read_text().splitlines())
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from chat_folders import FAMILIES
+from launch import call
 from test_messages import ANSWERS, QUESTION, picture, turns
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -188,8 +187,7 @@ def test_a_saved_model_opens_in_a_python_without_this_package(tmp_path: Path) ->
     model, processor = load_stock(folder, torch.float32).eval(), load_processor(folder)
     model.save_pretrained(tmp_path / "saved")
     processor.save_pretrained(tmp_path / "saved")
-    command = [sys.executable, "-c", FRESH, str(tmp_path / "saved")]
-    ended = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    ended = call("-c", FRESH, tmp_path / "saved", folder=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:]
     text = processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "Clear?"}]}])
     with torch.no_grad():
