@@ -63,10 +63,12 @@ def _become(words: list[str], folder: str, environment: dict[str, str], path: li
 class Launched:
     """A script that runs, or has run; `subprocess.Popen`'s words, and what it printed so far."""
 
-    def __init__(self, words: list[str], folder: Path | None, environment: Mapping[str, str]) -> None:
+    def __init__(
+        self, words: list[str], folder: Path | None, path: list[str] | None, environment: Mapping[str, str]
+    ) -> None:
         self._output = tempfile.mkdtemp(prefix="launched-")
         arguments: list[Any] = [[str(word) for word in words], str(folder or Path.cwd()), dict(environment)]
-        arguments += [list(sys.path), f"{self._output}/printed"]
+        arguments += [list(sys.path if path is None else path), f"{self._output}/printed"]
         self._process: BaseProcess = CONTEXT.Process(target=_become, args=arguments)
         self._process.start()
         assert self._process.pid is not None
@@ -102,14 +104,18 @@ class Launched:
         return self._process.exitcode
 
 
-def start(*words: Any, folder: Path | None = None, **environment: str) -> Launched:
-    """`python WORDS...` in `folder`, with `environment` on top of the test's; it may begin with `-m` or `-c`."""
-    return Launched([str(word) for word in words], folder, os.environ | environment)
+def start(*words: Any, folder: Path | None = None, path: list[str] | None = None, **environment: str) -> Launched:
+    """`python WORDS...` in `folder`, with `environment` on top of the test's; it may begin with `-m` or `-c`.
+
+    Args:
+        path: where modules are looked for after `PYTHONPATH`; the test's own `sys.path` by default.
+    """
+    return Launched([str(word) for word in words], folder, path, os.environ | environment)
 
 
-def call(*words: Any, folder: Path | None = None, **environment: str) -> Launched:
+def call(*words: Any, folder: Path | None = None, path: list[str] | None = None, **environment: str) -> Launched:
     """As `start`, to its end."""
-    launched = start(*words, folder=folder, **environment)
+    launched = start(*words, folder=folder, path=path, **environment)
     launched.wait()
     return launched
 

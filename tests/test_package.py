@@ -16,6 +16,7 @@ import venv
 from pathlib import Path
 
 import pytest
+from launch import call
 
 import hf_medvlm
 
@@ -88,14 +89,26 @@ def installed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return python.parent
 
 
+# Whatever asks for the internet meets a port where nobody answers.
+NO_INTERNET = dict.fromkeys(["http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"], "http://127.0.0.1:9")
+NO_INTERNET |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
 def run_in(folder: Path, *command: str | Path) -> str:
     """What a program prints that runs in a folder which knows nothing of the checkout."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    # whatever asks for the internet meets a port where nobody answers
-    environment |= dict.fromkeys(["http_proxy", "https_proxy", "HTTPS_PROXY", "HTTP_PROXY"], "http://127.0.0.1:9")
-    environment |= {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment |= NO_INTERNET
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def from_wheel(installed: Path, folder: Path, *words: str | Path) -> str:
+    """What `python WORDS...` prints where modules are looked for in the new environment, and not in the checkout."""
+    path = [str(next(installed.parent.glob("lib/python*/site-packages")))]
+    path += [entry for entry in sys.path if not Path(entry).resolve().is_relative_to(ROOT)]
+    done = call(*words, folder=folder, path=path, PYTHONPATH="", **NO_INTERNET)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -142,14 +155,16 @@ def closure() -> set[str]:
 
 @pytest.mark.slow
 def test_recipes_and_plans_run_from_the_wheel(installed: Path, cache: Path, tmp_path: Path):
-    where = run_in(tmp_path, installed / "python", "-c", "import hf_medvlm; print(hf_medvlm.__file__)")
-    assert where.startswith(str(installed.parent)), "the checkout hides the installed package"
-    train = [installed / "hf-medvlm", "train", "finetune_blip", *SMALL]
-    run_in(tmp_path, *train, "--max_steps", "2")
+    show = ["-c", "import hf_medvlm; print(hf_medvlm.__file__)"]
+    for where in (run_in(tmp_path, installed / "python", *show), from_wheel(installed, tmp_path, *show)):
+        assert where.startswith(str(installed.parent)), "the checkout hides the installed package"
+    assert "finetune_blip" in run_in(tmp_path, installed / "hf-medvlm", "train")
+    train = ["-m", "hf_medvlm", "train", "finetune_blip", *SMALL]
+    from_wheel(installed, tmp_path, *train, "--max_steps", "2")
     run = tmp_path / "runs" / "finetune_blip" / "1"
     assert (run / "report.html").is_file()
     model = ["--model_name_or_path", run, "--image_size", "96", "--dataloader_num_workers", "0"]
-    printed = run_in(tmp_path, *train, "--config", "finetune_blip", *model, "--dry_run")
+    printed = from_wheel(installed, tmp_path, *train, "--config", "finetune_blip", *model, "--dry_run")
     assert " ok  data " in printed and "STOP" not in printed
 
 
@@ -162,7 +177,7 @@ def test_the_notebook_runs_alone_where_the_wheel_is_installed(installed: Path, c
             parameters = "parameters" in cell["metadata"].get("tags", [])
             sources.append(SMALL_NOTEBOOK if parameters else "".join(cell["source"]))
     assert SMALL_NOTEBOOK in sources
-    printed = run_in(tmp_path, installed / "python", "-c", "\n".join(sources))
+    printed = from_wheel(installed, tmp_path, "-c", "\n".join(sources))
     for name, figures in (("captioner", ["loss_curve", "examples"]), ("medklip", ["roc_curve", "heat_maps"])):
         folder = tmp_path / "runs" / "quickstart" / name
         assert (folder / "report.html").is_file()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launch import call, start
+from launch import call, start, together
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, BlipForConditionalGeneration, GitForCausalLM
@@ -27,15 +26,6 @@ from hf_medvlm.training.run import run as run_recipe
 
 SMALL = "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8".split()
 QUICK = [*SMALL, "--max_steps", "4", "--max_length", "16", "--dataloader_num_workers", "0"]
-
-
-def command(recipe: str, *options: str, launcher: tuple[str, ...] = (sys.executable,)) -> list[str]:
-    return [*launcher, str(Path(__file__).parents[3] / "recipes" / f"{recipe}.py"), *options]
-
-
-def run(*words: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(words, capture_output=True, text=True, cwd=cwd, env=env, timeout=1200)
 
 
 @pytest.fixture
@@ -153,30 +143,27 @@ def alone(root, cache, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_two_processes_follow_the_curve_of_one(alone, launcher, tmp_path):
-    """One process, `torchrun` and `deepspeed` with ZeRO-3: the same losses and scores, one safetensors file each.
+@pytest.mark.parametrize("mode", ["ddp", "zero3"])
+def test_two_processes_follow_the_curve_of_one(alone, mode, root, tmp_path):
+    """One process, two under `torchrun`, and two with ZeRO-3: the same losses and scores, one safetensors file each.
 
     Under `torchrun` the pictures come from a cache and through workers, in one process from the files and without.
     """
-    half = ["together", "--per_device_train_batch_size", "4"]
-    zero3 = str(Path(__file__).parents[3] / "ds_configs" / "zero3.json")
-    bin_folder = Path(sys.executable).parent
-    if launcher == "torchrun":
-        launch: tuple[str, ...] = (str(bin_folder / "torchrun"), "--standalone", "--nproc_per_node", "2")
-        half = [*half, "--image_cache", "pictures", "--dataloader_num_workers", "2"]
+    half = [root / "recipes" / "finetune_blip.py", *CURVE, "together", "--per_device_train_batch_size", "4"]
+    if mode == "ddp":
+        torchrun = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
+        words = [*torchrun, *half, "--image_cache", "pictures", "--dataloader_num_workers", "2"]
+        done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert "60 pictures 32x32-bicubic, 60 new" in done.stdout
     else:
-        launch, half = (str(bin_folder / "deepspeed"), "--num_accelerators", "2"), [*half, "--deepspeed", zero3]
-    environment = {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "DS_ACCELERATOR": "cpu"}
-    done = run(*command("finetune_blip", *CURVE, *half, launcher=launch), cwd=tmp_path, **environment)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        together(*half, "--deepspeed", root / "ds_configs" / "zero3.json", folder=tmp_path)
     curves = []
     for folder in (alone, tmp_path / "together"):
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
         curves.append([entry["loss"] for entry in history if "loss" in entry])
     assert len(curves[0]) == 4 and curves[1] == pytest.approx(curves[0], abs=1e-3)
     assert [path.name for path in (tmp_path / "together").glob("*.safetensors")] == ["model.safetensors"]
-    assert launcher != "torchrun" or "60 pictures 32x32-bicubic, 60 new" in done.stdout
     ours, theirs = (json.loads((f / "test_results.json").read_text()) for f in (tmp_path / "together", alone))
     assert ours["n"] == theirs["n"]
     assert ours["metrics"]["loss"] == pytest.approx(theirs["metrics"]["loss"], abs=1e-3)
