@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,19 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     os.environ["HF_MEDVLM_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def drawing() -> Callable:
+    """The real `draw_all`. Recipes that a test runs in its own process draw nothing: that takes longer than their steps.
+
+    Runs in processes of their own have all figures, and a test that looks at figures draws them.
+    """
+    from hf_medvlm import figures
+
+    real = figures.draw_all
+    figures.draw_all = lambda output_dir: []
+    return real
 
 
 @pytest.fixture(scope="session")

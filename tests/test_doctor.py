@@ -51,12 +51,13 @@ def test_a_missing_package_is_answered_with_the_way_out(monkeypatch):
     assert "missing: transformers; run `pip install" in doctor.report()
 
 
-def test_report_draws_a_finished_run_anew(tmp_path, capsys):
+def test_report_draws_a_finished_run_anew(tmp_path, capsys, drawing, monkeypatch):
+    monkeypatch.setattr("hf_medvlm.figures.draw_all", drawing)
     folder = make_run(tmp_path / "out", studies=2)
     main(["report", str(folder)])
     printed = capsys.readouterr().out.split()
     assert str(folder / "report.html") in printed and str(folder / "README.md") in printed
-    assert all(Path(path).is_file() for path in printed)
+    assert all(Path(path).is_file() for path in printed) and str(folder / "figures" / "loss_curve.png") in printed
 
 
 def test_push_dry_run_lists_and_sends_nothing(tmp_path, capsys):

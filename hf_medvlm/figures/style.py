@@ -29,6 +29,7 @@ RC = {
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # or matplotlib measures every tick, several times, to see whether one is in the title's way
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": MUTED,

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from hf_medvlm.families.biovil_t.model import BioViLTModel
+from hf_medvlm.figures import draw_all
 
 SMALL = (
     "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8 --max_steps 2".split()
@@ -47,6 +48,7 @@ def test_every_task_runs_to_its_end(recipe, tmp_path, task, headline, heads):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert [name for name in ("progression_findings", "findings") if config[name]] == heads
     assert not list((tmp_path / "out").glob("*.bin"))
+    assert task != "progression" or draw_all(tmp_path / "out")
 
 
 def test_a_saved_model_is_fine_tuned_further_and_its_features_are_written(recipe, tmp_path, capsys):

@@ -5,6 +5,8 @@ import runpy
 
 import pytest
 
+from hf_medvlm.figures import draw_all
+
 SHORT = ["--synthetic_studies", "60", "--synthetic_size", "64", "--image_size", "32", "--max_steps", "4"]
 SHORT += ["--per_device_train_batch_size", "4", "--disable_tqdm", "True", "--report_to", "none"]
 
@@ -21,7 +23,7 @@ def test_a_run_leaves_scores_figures_and_a_model_that_goes_on(recipe, cache, tmp
     results = json.loads((tmp_path / "first" / "test_results.json").read_text())
     assert {"mean_auc", "mean_f1", "pointing_game", "held_out_auc"} <= set(results["metrics"])
     assert "consolidation" not in json.loads((tmp_path / "first" / "config.json").read_text())["entities"]
-    figures = {path.name for path in (tmp_path / "first" / "figures").iterdir()}
+    figures = {path.name for path in draw_all(tmp_path / "first")}
     assert {"auc_per_entity.png", "roc_curve.png", "heat_maps.png"} <= figures
     options = ["--model_name_or_path", str(tmp_path / "first"), "--output_dir", str(tmp_path / "second")]
     second = recipe([*SHORT, *options, "--unmentioned", "absent", "--learning_rate", "0.0"])
