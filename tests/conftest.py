@@ -79,7 +79,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def drawing() -> Callable:
-    """The real `draw_all`. Recipes that a test runs in its own process draw nothing: that takes longer than their steps.
+    """The real `draw_all`; recipes that a test runs in its own process draw nothing, which would outlast their steps.
 
     Runs in processes of their own have all figures, and a test that looks at figures draws them.
     """
