@@ -133,7 +133,7 @@ def test_metrics_do_not_depend_on_the_evaluation_batch(name, family, splits, tmp
 
 def test_it_overfits_eight_studies_and_uses_the_image(name, family, splits, tmp_path):
     eight = list({study.text(): study for study in splits.train}.values())[:GLOBAL_BATCH]  # no report twice
-    trainer = make_trainer(family, splits, tmp_path, max_steps=60, optim="adamw_torch", learning_rate=3e-3)
+    trainer = make_trainer(family, splits, tmp_path, max_steps=40, optim="adamw_torch", learning_rate=3e-3)
     trainer.train_dataset = StudyRows(eight)
     trainer.train()
     losses = logged_losses(trainer)

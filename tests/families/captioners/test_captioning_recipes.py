@@ -173,7 +173,7 @@ def test_two_processes_follow_the_curve_of_one(alone, mode, root, tmp_path):
 @pytest.mark.slow
 def test_kill_9_and_resume_end_on_the_same_weights(root, cache, tmp_path):
     """To the bit; the killed run reads prepared pictures and goes on with workers, the other reads the files."""
-    options = [*SMALL, "--max_steps", "60", "--max_length", "8", "--save_steps", "5", "--eval_strategy", "no"]
+    options = [*SMALL, "--max_steps", "30", "--max_length", "8", "--save_steps", "5", "--eval_strategy", "no"]
     options += ["--dataloader_num_workers", "0", "--learning_rate", "1e-3", "--shuffle_buffer", "16"]
     recipe = root / "recipes" / "finetune_blip.py"
     whole = call(recipe, *options, "--output_dir", "whole", folder=tmp_path)
