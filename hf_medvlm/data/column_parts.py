@@ -139,7 +139,7 @@ def is_plain(record: Any) -> bool:
     return True
 
 
-_EMPTY = {
+_EMPTY: Mapping[str, Any] = {
     "split": None,
     "images": [],
     "findings": "",
@@ -154,7 +154,7 @@ _EMPTY = {
 
 def written(record: dict[str, Any], split: str | None) -> dict[str, Any]:
     """`Study.to_dict` of a record of which `is_plain` holds, in this split; the keys stand in another order."""
-    values = _EMPTY | record
+    values = {**_EMPTY, **record}
     for name in ("conversations", "progression", "answer_type", "comparison"):
         if name in values and not values[name]:
             del values[name]

@@ -12,9 +12,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.data.columns import StudyTable
 from hf_medvlm.data.fields import ALL_TEXT, SPLIT_NAMES, id_text, patient_of_path, plain_text
 from hf_medvlm.data.files import open_text, read_json
 from hf_medvlm.data.study import Study, StudyImage
@@ -59,18 +61,27 @@ class ChatOptions:
             raise ValueError(f"--views {self.views!r} is none of {', '.join(VIEWS)}")
 
 
-def with_conversations(studies: Sequence[Study], options: ChatOptions | None = None) -> list[Study]:
-    """Each study with its conversation; one that has a conversation already keeps it.
+def with_conversations(studies: Sequence[Study], options: ChatOptions | None = None) -> Sequence[Study]:
+    """Each study with its conversation; one that has a conversation already keeps it. Those of a table are made when
+    they are asked for.
 
     Raises:
         ValueError: a study without a text to answer with.
     """
     options = options or ChatOptions()
+    if isinstance(studies, StudyTable):
+        return studies.changed(partial(_in_table, options))
     by_id = {study.study_id: study for study in studies}
     return [
         study if study.conversations else with_conversation(study, options, by_id.get(study.prior_study_id or ""))
         for study in studies
     ]
+
+
+def _in_table(options: ChatOptions, table: StudyTable, number: int, study: Study) -> Study:
+    if study.conversations:
+        return study
+    return with_conversation(study, options, table.prior(number) if options.prior else None)
 
 
 def with_conversation(study: Study, options: ChatOptions, prior: Study | None = None) -> Study:

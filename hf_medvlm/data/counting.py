@@ -37,6 +37,16 @@ def count_values(groups: Groups, name: str) -> Counter[str]:
     return Counter(getattr(study, name) for group in groups for study in group)
 
 
+def count_pairs(studies: Sequence[Study], name: str) -> Counter[tuple[str, Any]]:
+    """Of `labels` or `progression`: (finding, state) -> how many studies say so."""
+    if not isinstance(studies, StudyTable):
+        return Counter(pair for study in studies for pair in getattr(study, name).items())
+    counts: Counter[tuple[str, Any]] = Counter()
+    for text, times in studies.texts(name).items():
+        counts.update(dict.fromkeys(json.loads(text or "{}").items(), times))
+    return counts
+
+
 def count_text_sources(groups: Groups, sections: str) -> Counter[tuple[str, ...]]:
     """Alternative of `sections` -> how many studies have their text from it; those with a conversation do not count."""
     if tables := tables_of(groups):

@@ -157,7 +157,7 @@ def _merged(options: Namespace, parts: list[Path]) -> Iterator[Block]:
 
 
 @contextmanager
-def _writer(out: Path) -> Iterator[Callable[[Block], None]]:
+def _writer(out: Path) -> Iterator[Callable[[Block], Any]]:
     """A function that writes a block's part of the master file, which is whole or absent in the end."""
     if is_parquet(out):
         with master_writer(out) as write_batch:
@@ -169,7 +169,7 @@ def _writer(out: Path) -> Iterator[Callable[[Block], None]]:
             yield write
     else:
         with atomic_open(out, "wb") as handle:
-            yield lambda block: handle.write(block.text) and None
+            yield lambda block: handle.write(block.text)
 
 
 def report(summary: dict[str, Any], rejected: Sequence[Rejected], options: Namespace) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_medvlm.collators.pairs import PairCollator, pair_id, same_text
+from hf_medvlm.data.counting import count_pairs
 from hf_medvlm.data.rows import Row, StudyRows, as_rows
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation, Scores, moved, to_numpy
@@ -87,12 +88,8 @@ class RetrievalEvaluation(Evaluation):
         return (("combined", True),)
 
     def class_counts(self, studies: Sequence[Study]) -> dict[str, tuple[int, int]]:
-        states = [study.labels for study in studies]
-        counts = {
-            name: tuple(sum(labels.get(name) == state for labels in states) for state in (1, 0))
-            for name in self.findings
-        }
-        return {name: (present, absent) for name, (present, absent) in counts.items()}
+        counts = count_pairs(studies, "labels")
+        return {name: (counts[name, 1], counts[name, 0]) for name in self.findings}
 
     def collate(self, rows: list[Row]) -> dict[str, Any]:
         """The collator's batch, with each study's place in the split as `labels`, which a stock trainer asks for."""

@@ -18,11 +18,22 @@ import pytest
 from hf_medvlm.data import column_index, columns
 from hf_medvlm.data.column_parts import is_plain
 from hf_medvlm.data.columns import StudyTable
-from hf_medvlm.data.counting import Texts, count_patients, count_text_sources, count_values, find_shared
+from hf_medvlm.data.conversations import PREVIOUS, ChatOptions, with_conversations
+from hf_medvlm.data.counting import (
+    Texts,
+    count_pairs,
+    count_patients,
+    count_text_sources,
+    count_values,
+    find_shared,
+    hash_studies,
+)
 from hf_medvlm.data.load import Splits, is_master_file, load_splits, read_master
 from hf_medvlm.data.parquet import SCHEMA, iter_parquet, write_parquet
+from hf_medvlm.data.priors import TablePriors
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study, read_jsonl
+from hf_medvlm.families.biovil_t.collator import find_priors
 from hf_medvlm.training.run import data_hash
 from hf_medvlm.training.words import trained_words
 
@@ -211,6 +222,43 @@ def test_the_same_studies_splits_rejections_and_hash(
     for sections in ("findings,impression|report", "impression", "comparison"):
         assert count_text_sources(groups[0], sections) == count_text_sources(groups[1], sections)
     assert find_shared(table.studies) == find_shared(rows.studies) == ([], 0)
+
+
+def test_priors_labels_and_conversations_come_of_columns_alike(
+    master: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = records()
+    for n, record in enumerate(made):
+        record |= {"prior_study_id": None, "study_date": f"2020-01-{1 + n % 2:02}" + (n % 3 > 0) * "T10:00:00"}
+        if n % 2 and n % 5:
+            record["prior_study_id"] = record["study_id"] if n % 7 == 0 else made[n - 1]["study_id"]
+        if n % 9 == 0:
+            record["progression"] = {"Edema": ("improving", "stable", "worsening")[n // 9 % 3]}
+    made[77]["study_date"] = None  # its own prior, as far as nobody knows when it was
+    for n in range(7, 300, 14):
+        made[n]["study_date"] = None
+    table, rows = both(write(master, made), monkeypatch, verify_images=False)
+    found, wanted = find_priors(*table.studies.values()), find_priors(*rows.studies.values())
+    assert isinstance(found, TablePriors) and dict(found) == wanted and 50 < len(found) == len(wanted)
+    assert "s4" not in found and "nobody" not in found and len({record.message for record in caplog.records}) == 1
+    with pytest.raises(KeyError):
+        pickle.loads(pickle.dumps(found))["nobody"]
+    for name in ("labels", "progression"):
+        assert count_pairs(table.train, name) == count_pairs(rows.train, name) != Counter()
+    options = ChatOptions(prior=True, views="all")
+    talks = [with_conversations(splits.train, options) for splits in (table, rows)]
+    assert isinstance(talks[0], StudyTable) and list(talks[0]) == talks[1] and talks[0][4:7][1] == talks[1][5]
+    assert hash_studies(talks[:1]) == hash_studies(talks[1:]) and not count_text_sources(talks[:1], "impression")
+    assert any(PREVIOUS in study.conversations[0]["value"] for study in talks[0])
+    for change in ({"prior_study_id": "s2"}, {"prior_study_id": "s150", "study_date": "2019-01-01"}):
+        made[151]["split"] = made[150]["split"] = made[2]["split"] = made[3]["split"] = "train"
+        splits = both(write(master, [*made[:151], made[151] | change, *made[152:]]), monkeypatch, verify_images=False)
+        messages = []
+        for each in splits:
+            with pytest.raises(ValueError, match="study 's151' of .* as its prior, which is") as caught:
+                find_priors(*each.studies.values())
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]
 
 
 def test_images_that_cannot_be_used_are_left_out_alike(master: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,8 @@ from torch import Tensor
 from hf_medvlm.collators.augmentation import PRESENT, TABLE
 from hf_medvlm.collators.pairs import PairCollator
 from hf_medvlm.collators.pixels import read_pixels
+from hf_medvlm.data.counting import tables_of
+from hf_medvlm.data.priors import priors_of
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
 from hf_medvlm.labels import IGNORE_INDEX, PROGRESSIONS
@@ -21,15 +23,25 @@ logger = logging.getLogger(__name__)
 """MS-CXR-T's classes (Bannur et al. 2023, PhysioNet `ms-cxr-t`), in the order of the model's logits."""
 
 
-def find_priors(studies: Iterable[Study]) -> dict[str, Study]:
-    """study_id -> the prior study that `prior_study_id` names, where it is among `studies` and has an image.
+def find_priors(*groups: Iterable[Study]) -> Mapping[str, Study]:
+    """study_id -> the prior study that `prior_study_id` names, where it is in one of the groups and has an image.
 
     Priors that are not there are counted in a warning; their studies are taken as studies without a prior.
 
     Raises:
         ValueError: a prior of another patient, or one that is newer than the study; the message names both.
     """
-    by_id = {study.study_id: study for study in studies}
+    found: Mapping[str, Study]
+    if tables := tables_of([group for group in groups if isinstance(group, Sequence)]):
+        found, absent = priors_of(tables, check_prior)
+    else:
+        found, absent = _priors_by_id({study.study_id: study for group in groups for study in group})
+    if absent:
+        logger.warning("%d studies name a prior that is not in the data set; they count as having none", absent)
+    return found
+
+
+def _priors_by_id(by_id: Mapping[str, Study]) -> tuple[dict[str, Study], int]:
     found, absent = {}, 0
     for study in by_id.values():
         if study.prior_study_id is None:
@@ -40,9 +52,7 @@ def find_priors(studies: Iterable[Study]) -> dict[str, Study]:
             continue
         check_prior(study, prior)
         found[study.study_id] = prior
-    if absent:
-        logger.warning("%d studies name a prior that is not in the data set; they count as having none", absent)
-    return found
+    return found, absent
 
 
 def check_prior(study: Study, prior: Study) -> None:

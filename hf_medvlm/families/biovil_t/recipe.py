@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from hf_medvlm.data.counting import count_pairs
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
@@ -161,13 +162,13 @@ def is_published(path: str | Path) -> bool:
 
 def labelled_findings(studies: Sequence[Study]) -> list[str]:
     """Findings that some studies are labelled to have and others not to have; CheXpert's first, in their order."""
-    seen = {(name, state) for study in studies for name, state in study.labels.items()}
+    seen = count_pairs(studies, "labels").keys()
     return _in_order({name for name, _ in seen if {(name, 0), (name, 1)} <= seen})
 
 
 def followed_findings(studies: Sequence[Study]) -> list[str]:
     """Findings whose progression the studies tell; CheXpert's first, in their order."""
-    return _in_order({name for study in studies for name in study.progression})
+    return _in_order({name for name, _ in count_pairs(studies, "progression")})
 
 
 def _in_order(names: set[str]) -> list[str]:
@@ -179,7 +180,7 @@ def prior_collator(
     model: BioViLTModel, processor: BioViLTProcessor, splits: Splits, args: SimpleNamespace, training: bool = False
 ) -> PriorCollator:
     """The collator of what the model reads and what its classifiers learn; priors are looked up in all splits."""
-    priors = find_priors(study for studies in splits.studies.values() for study in studies)
+    priors = find_priors(*splits.studies.values())
     return PriorCollator(
         processor,
         splits.image_folder,
