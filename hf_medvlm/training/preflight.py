@@ -139,11 +139,17 @@ def _supervision(checks: Checks, trainer: MedVLMTrainer, show_text: bool) -> Non
     first = first_rows(rows, 4)
     batch = collator(first)
     if "labels" in batch:
-        counts = (batch["labels"] != IGNORE_INDEX).flatten(1).sum(1).tolist()
-        way_out = "; a study without a label teaches nothing: is its text empty, or longer than the model takes?"
-        state = STOP if 0 in counts else OK
-        found = f"{counts} labels in the first {len(counts)} studies"
-        checks.add(state, "supervised", found + (way_out if state == STOP else ""))
+        labels = batch["labels"]
+        counts = (labels >= 0).reshape(len(labels), -1).sum(1).tolist()  # below 0 is masked or not known
+        message = f"{counts} labels in the first {len(counts)} studies"
+        state = OK
+        if hasattr(collator, "prompts") and 0 in counts:  # a model that writes
+            state = STOP
+            message += "; a study without a label teaches nothing: is its text empty, or longer than the model takes?"
+        elif not any(counts):
+            state = WARNING
+            message += "; a study without a label teaches nothing: have the studies the labels that this model learns?"
+        checks.add(state, "supervised", message)
     if show_text and "labels" in batch and hasattr(collator, "prompts"):  # a model that writes
         tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
         text = tokenizer.decode([label for label in batch["labels"][0].tolist() if label != IGNORE_INDEX])

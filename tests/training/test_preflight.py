@@ -15,7 +15,7 @@ from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
-from hf_medvlm.training.preflight import preflight
+from hf_medvlm.training.preflight import _supervision, preflight
 from hf_medvlm.training.preflight_resources import check_trackers, parameter_sizes, training_bytes
 
 
@@ -129,3 +129,19 @@ def test_a_misspelt_best_metric_stops_the_run_and_an_undefined_one_is_no_better(
     trainer._undefined = set()
     with pytest.raises(ValueError, match="--metric_for_best_model mean_auc: there is no such score.*mean_f1"):
         trainer._determine_best_metric({"eval_mean_f1": 0.5}, None)
+
+
+@pytest.mark.parametrize(
+    ("labels", "state", "counts"),
+    [
+        (torch.tensor([0, 2, -100]), OK, "[1, 1, 0]"),  # a class of each study
+        (torch.tensor([[1.0, -1.0, 0.0], [-1.0, -1.0, -1.0]]), OK, "[2, 0]"),  # findings, below 0 where not known
+        (torch.tensor([-1.0, -1.0]), WARNING, "[0, 0]"),
+    ],
+)
+def test_labels_of_any_shape_are_counted_where_they_are_known(splits, labels, state, counts):
+    checks = Checks()
+    trainer = SimpleNamespace(train_dataset=StudyRows(splits.train[:3]), data_collator=lambda rows: {"labels": labels})
+    _supervision(checks, trainer, show_text=True)
+    assert checks.lines[0][:2] == (state, "supervised") and checks.lines[0][2].startswith(f"{counts} labels")
+    assert ("have the studies the labels" in checks.lines[0][2]) == (state == WARNING)
