@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from hf_medvlm.training.objective import (
     Objective,
     TokenObjective,
 )
+from hf_medvlm.training.parts import PARTS
 from hf_medvlm.training.trainer import MedVLMTrainer
 
 SIZE = 32
@@ -28,7 +29,8 @@ class Family:
     """What the contract needs of a family.
 
     `collator(training)` gives a collator; `signal(model, batch)` is a tensor (B, ...) that depends on the study alone,
-    not on its neighbours or its padding.
+    not on its neighbours or its padding. `parts` are the parts that the model has, in the order of `PARTS`; () where
+    the options of its recipe are no `PartArguments`, so that there is no `--train` and no LoRA.
     """
 
     model: Any
@@ -37,6 +39,7 @@ class Family:
     evaluation: Evaluation
     signal: Callable[[Any, dict], Tensor]
     trainer_class: type[MedVLMTrainer] = MedVLMTrainer
+    parts: tuple[str, ...] = PARTS
 
 
 def captioner(model_class: type, splits: Splits) -> Family:
@@ -60,7 +63,8 @@ def captioner(model_class: type, splits: Splits) -> Family:
 def blip(splits: Splits) -> Family:
     from hf_medvlm.families.captioners.model import BlipCaptioner
 
-    return captioner(BlipCaptioner, splits)
+    # no connector: its decoder attends to the image itself
+    return replace(captioner(BlipCaptioner, splits), parts=("vision", "language"))
 
 
 def git(splits: Splits) -> Family:
@@ -206,7 +210,14 @@ def medklip(splits: Splits) -> Family:
         return FindingsCollator(processor, splits.image_folder, names, unmentioned="absent", training=training)
 
     evaluation = MedKlipEvaluation(collator(False))
-    return Family(model, FindingsObjective(), collator, evaluation, signal=lambda model, batch: model(**batch).logits)
+    return Family(
+        model,
+        FindingsObjective(),
+        collator,
+        evaluation,
+        signal=lambda model, batch: model(**batch).logits,
+        parts=("vision", "connector"),  # its descriptions are embedded once, by a model that is not part of it
+    )
 
 
 FAMILIES: dict[str, Callable[[Splits], Family]] = {

@@ -150,7 +150,10 @@ def _stock_towers(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, .
     vision = names.get(id(model.get_encoder(modality="image"))) or _first_named(model, VISION_NAMES)
     if not decoder or not vision or decoder == vision:
         modules = ", ".join(name for name, _ in getattr(model, "model", model).named_children())
-        raise ValueError(f"{type(model).__name__} does not say where its parts are; its modules are {modules}")
+        raise ValueError(
+            f"{type(model).__name__} does not say where its parts are. Its modules are {modules}; name those of its "
+            'towers in the class, as part_modules = {"vision": (...), "language": (...)}, () where it has none'
+        )
     heads = [names[id(module)] for module in (model.get_input_embeddings(), *output_heads(model))]
     if vision.startswith(f"{decoder}."):  # GIT: one module holds the image encoder, a projection and the decoder
         children = [f"{decoder}.{name}" for name, _ in model.get_submodule(decoder).named_children()]
