@@ -191,15 +191,16 @@ def alone(_built: dict[str, Family], splits, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def launched(cache: Path, root: Path, tmp_path_factory):
-    """Runs tests/steps.py in two real processes, once a mode, for all families together."""
+def launched(cache: Path, root: Path, tmp_path_factory, request: pytest.FixtureRequest):
+    """Runs tests/steps.py in two real processes, once a mode, for all families that were asked for (`-k`) together."""
     done: dict[str, Path] = {}
+    names = {item.callspec.params["name"] for item in request.session.items if "launched" in item.fixturenames}
 
     def run(mode: str) -> Path:
         if mode not in done:
             out = done[mode] = tmp_path_factory.mktemp(mode)
             sharded = [] if mode == "ddp" else ["--deepspeed", root / "ds_configs" / f"{mode}.json"]
-            together(root / "tests" / "steps.py", out, *sorted(FAMILIES), *sharded)
+            together(root / "tests" / "steps.py", out, *sorted(names), *sharded)
         return done[mode]
 
     return run
