@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,8 +14,10 @@ from pathlib import Path
 import pytest
 from launch import call
 
+from hf_medvlm.data.load import Splits
+
 ROOT = Path(__file__).parent.parent
-CONTRACT = ["tests/test_contract.py", "tests/test_compute_metrics.py", "tests/inference/test_predictor.py"]
+PAGE = ROOT / "docs" / "add_a_family.md"
 
 
 def blocks(page: str) -> dict[str, tuple[str, str]]:
@@ -29,7 +33,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("hf_medvlm", "recipes", "tests", "ds_configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "golden"))
     shutil.copy(ROOT / "setup.cfg", folder)
-    for path, (more, code) in blocks((ROOT / "docs" / "add_a_family.md").read_text(encoding="utf-8")).items():
+    for path, (more, code) in blocks(PAGE.read_text(encoding="utf-8")).items():
         file = folder / path
         assert file.exists() == bool(more), path
         file.parent.mkdir(exist_ok=True)
@@ -52,7 +56,7 @@ def forked(checkout: Path, *words: str) -> str:
 
 
 def test_it_touches_one_folder_one_line_one_recipe_and_one_entry():
-    page = (ROOT / "docs" / "add_a_family.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     changed = {path for path, (more, _) in blocks(page).items() if more}
     assert changed == {"hf_medvlm/families/__init__.py", "tests/families.py"}
     new = {path for path in blocks(page) if path not in changed}
@@ -61,15 +65,24 @@ def test_it_touches_one_folder_one_line_one_recipe_and_one_entry():
 
 
 @pytest.mark.slow
-def test_the_family_keeps_the_contract_and_its_recipe_runs(checkout: Path, cache: Path):
-    printed = run_in(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_layers.py", *CONTRACT,
-                     "-k", "classifier or layers", "-m", "not slow")  # fmt: skip
-    assert int(re.search(r"(\d+) passed", printed)[1]) > 30
-    small = ["--synthetic_studies", "60", "--synthetic_size", "64", "--dataloader_num_workers", "0"]
-    forked(checkout, "-m", "hf_medvlm", "train", "train_classifier", "--max_steps", "3", *small)
-    run = "runs/train_classifier/1"
-    assert (checkout / run / "report.html").is_file()
-    evaluated = forked(checkout, "-m", "hf_medvlm", "evaluate", "--model_name_or_path", run, *small)
-    assert "mean_auc" in evaluated
-    code = f"from transformers import AutoModelForImageClassification as A; A.from_pretrained({str(checkout / run)!r})"
+def test_the_family_keeps_the_contract_and_its_recipe_runs(checkout: Path, splits: Splits):
+    """The commands of the page as they stand there, but for the tests of two processes."""
+    commands = re.findall(r"^(?:pytest|hf-medvlm) .*", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    layers, contract, *uses = [shlex.split(line)[1:] for line in commands]
+    run_in(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", *layers)
+    printed = run_in(checkout, "-m", "pytest", "-q", "-p", "no:cacheprovider", *contract, "-m", "not slow")
+    assert int(re.search(r"(\d+) passed", printed)[1]) > 15
+    (checkout / "IMAGES").mkdir()
+    for study in splits.test[:3]:
+        shutil.copy(splits.image_folder / study.frontal.path, checkout / "IMAGES")
+    assert [line[0] for line in uses] == ["train", "train", "predict", "evaluate"]
+    for line in uses:
+        loader = [] if line[0] == "predict" else ["--dataloader_num_workers", "0"]
+        printed = forked(checkout, "-m", "hf_medvlm", *line, *loader)
+    assert "mean_auc" in printed
+    run = checkout / "runs" / "first"
+    assert (run / "report.html").is_file()
+    told = [json.loads(line) for line in (checkout / "answers" / "predictions.jsonl").read_text().splitlines()]
+    assert len(told) == 3 and all(0 <= value <= 1 for line in told for value in line["probabilities"].values())
+    code = f"from transformers import AutoModelForImageClassification as A; A.from_pretrained({str(run)!r})"
     forked(checkout, "-c", code)

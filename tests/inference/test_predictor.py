@@ -104,7 +104,9 @@ def test_it_does_what_its_family_can_and_says_so_otherwise(name, saved, picture)
 @EVERY
 def test_paths_pictures_arrays_and_lists_say_the_same(name, saved, picture):
     predictor = load(saved(name)[0])
-    kind = next(kind for kind in ("report", "findings") if kind in predictor.abilities)
+    kind = next((kind for kind in ("report", "findings") if kind in predictor.abilities), None)
+    if kind is None:
+        pytest.skip(f"{name} writes no report and tells no findings")
     ask = getattr(predictor, kind)
     image = Image.open(picture)
     forms = [picture, str(picture), image, np.asarray(image), np.asarray(image.convert("RGB"))]
