@@ -75,7 +75,7 @@ def test_every_trainable_parameter_gets_a_gradient(name, family, studies):
     assert torch.isfinite(output.loss)
     output.loss.backward()
     without = [key for key, p in family.model.named_parameters() if p.requires_grad and p.grad is None]
-    assert not without
+    assert not without, "no loss reaches these parameters: freeze them, or two processes wait for their gradients"
 
 
 def test_more_padding_changes_nothing(name, family, studies):
@@ -165,10 +165,13 @@ def test_killed_and_resumed_it_ends_on_the_same_weights(name, family, splits, tm
 def test_bf16_and_gradient_checkpointing(name, family, splits, tmp_path):
     plain = make_trainer(copy.deepcopy(family), splits, tmp_path)
     plain.train()
-    saving = make_trainer(copy.deepcopy(family), splits, tmp_path, gradient_checkpointing=True)
-    saving.train()
-    for key, value in weights(plain.model).items():
-        torch.testing.assert_close(weights(saving.model)[key], value, rtol=1e-3, atol=1e-4)
+    ours = type(family.model).__module__.startswith("hf_medvlm")
+    assert family.model.supports_gradient_checkpointing or not ours, "set supports_gradient_checkpointing = True"
+    if family.model.supports_gradient_checkpointing:
+        saving = make_trainer(copy.deepcopy(family), splits, tmp_path, gradient_checkpointing=True)
+        saving.train()
+        for key, value in weights(plain.model).items():
+            torch.testing.assert_close(weights(saving.model)[key], value, rtol=1e-3, atol=1e-4)
     half = make_trainer(family, splits, tmp_path, bf16=True)
     half.train()
     assert logged_losses(half) == pytest.approx(logged_losses(plain), rel=0.03)
