@@ -104,7 +104,6 @@ def main(argv: list[str] | None = None) -> int:
     if args.only:
         name, _, number = args.only.rpartition(" ")
         reader = next(reader for reader in READERS if reader.name == name)
-        prepare({name})
         folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
         from random import Random
 

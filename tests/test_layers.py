@@ -11,10 +11,11 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hf_medvlm"
 ENGINE = {"labels", "losses", "language", "data", "models", "collators", "metrics", "evaluation", "rewards"}
-UNDER_ALL = {"", "shipped", "errors"}  # the version, where shipped files are, errors as sentences: any room may ask
+UNDER_ALL = {"", "shipped", "errors", "checked"}  # the version, shipped files, errors as sentences, kinds of JSON values
 ALLOWED = {
     "shipped": set(),
     "errors": set(),
+    "checked": set(),
     "labels": set(),
     "losses": set(),
     "language": {"labels"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_medvlm.data.checked import Kind, anything, count, either, many, named, number, record, state, text
+from hf_medvlm.checked import Kind, count, either, many, named, number, record, state, text
 
 __all__ = ["INFO", "PREDICTION", "RESULTS", "STATE", "Kind"]
 
@@ -88,7 +88,7 @@ PREDICTION = record(
     maps=named(_grid),
     map_image=count,
 )
-STATE = record(log_history=many(either(record(step=number), anything)))
+STATE = record(log_history=many(record(step=number)))
 INFO = record(
     recipe=text,
     hf_medvlm=text,

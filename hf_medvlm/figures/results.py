@@ -67,7 +67,7 @@ class Run:
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """(steps, values) of one logged quantity, entries without a finite number left out."""
-        points = [(e["step"], e[key]) for e in self.history if "step" in e and is_number(e.get(key))]
+        points = [(e["step"], e[key]) for e in self.history if is_number(e.get("step")) and is_number(e.get(key))]
         return [x for x, _ in points], [y for _, y in points]
 
     def logged(self) -> list[str]:

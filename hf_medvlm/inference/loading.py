@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from hf_medvlm.data.checked import either, flag, length, many, name, named, number, record, words
+from hf_medvlm.checked import either, flag, length, many, name, named, number, record, words
 from hf_medvlm.data.files import load_json
 from hf_medvlm.errors import library_errors
 from hf_medvlm.evaluation.base import SETTINGS

@@ -42,6 +42,7 @@ from hf_medvlm.models.convert.checkpoint import (
     refusal,
 )
 from hf_medvlm.models.pixel_numbers import check_pixels
+from hf_medvlm.models.side_files import check_side_files
 
 logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -66,14 +67,21 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "encod
 
 
 def find_folder(name: str | Path, weights: bool = True) -> Path:
-    """A checkpoint's folder: the folder itself, or that of a Hub id, from the cache or fetched.
+    """A checkpoint's folder: the folder itself, or that of a Hub id, from the cache or fetched; its JSON files checked.
 
     Args:
         weights: without them only the small files (config, tokenizer, preprocessing) are fetched.
 
     Raises:
-        ValueError: no such folder, or a Hub id that can neither be fetched nor is in the cache.
+        ValueError: no such folder, a Hub id that can neither be fetched nor is in the cache, or a value in a JSON file
+            beside the weights that its name cannot have.
     """
+    folder = _folder_of(name, weights)
+    check_side_files(folder)
+    return folder
+
+
+def _folder_of(name: str | Path, weights: bool) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder
@@ -202,13 +210,17 @@ SMALL = 200 * 2**20
 """Bytes of weights, below which a config of the usual size would build a model that is far too large for them."""
 
 
-def _check_size(model_class: Any, folder: Path, size: int) -> None:
-    """Refuse small weights with a config of a large model, such as one that has lost a part and takes its defaults."""
-    if size > SMALL or not hasattr(model_class, "from_config") or is_deepspeed_zero3_enabled():
+def check_size(model_class: Any, folder: Path, config: PreTrainedConfig, size: int) -> None:
+    """Refuse small weights with a config of a large model, such as one that has lost a part and takes its defaults.
+
+    Args:
+        size: bytes of the weights.
+    """
+    if size > SMALL or is_deepspeed_zero3_enabled():
         return
-    config = load_config(folder)
+    build = model_class.from_config if hasattr(model_class, "from_config") else model_class._from_config
     with clear_errors(folder, "config.json"), torch.device("meta"):
-        parameters = sum(parameter.numel() for parameter in model_class.from_config(config).parameters())
+        parameters = sum(parameter.numel() for parameter in build(config).parameters())
     if parameters > 8 * size:
         raise ValueError(
             f"{folder / 'config.json'}: it describes a model of {parameters:,} parameters, but the weights have "
@@ -238,8 +250,13 @@ def load_strictly(
     folder = find_folder(path)
     record, files = read_config(folder), weight_files(folder)
     _check_depth(folder, record, sum(map(count_tensors, files)))
-    _check_size(model_class, folder, sum(file.stat().st_size for file in files))
-    name = getattr(model_class, "__name__", str(model_class))
+    name, config = getattr(model_class, "__name__", str(model_class)), options.get("config")
+    if config is None:
+        own = getattr(model_class, "config_class", None)
+        with clear_errors(folder, "config.json"):
+            kept = {key: value for key, value in record.items() if key != "model_type"}
+            config = own.from_dict(kept) if own is not None else load_config(folder)
+    check_size(model_class, folder, config, sum(file.stat().st_size for file in files))
     with clear_errors(folder, f"weights, read as {name},"):
         loaded: Any = model_class.from_pretrained(
             folder,
@@ -293,8 +310,6 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     folder = find_folder(path, weights=False)
     record = folder / "tokenizer_config.json"
     settings = read_json(record) if record.is_file() else {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"{record}: must be a JSON object, found a {type(settings).__name__}")
     names = [name for name, _ in PLAIN_TOKENIZERS if (folder / name).is_file()]
     known_files = [*names, *(file.name for file in (*folder.glob("*.model"), *folder.glob("vocab.json")))]
     if not known_files:
@@ -383,9 +398,6 @@ def load_processor(path: str | Path, processor_class: type[ProcessorMixin] | Any
         ValueError: there is none, or it cannot be used.
     """
     folder = find_folder(path, weights=False)
-    for name in ("tokenizer_config.json", *IMAGE_FILES):
-        if (folder / name).is_file():
-            read_json(folder / name)
     with clear_errors(folder, "processor"):
         processor = processor_class.from_pretrained(folder, backend="pil", trust_remote_code=False)
     check_pixels(getattr(processor, "image_processor", processor), folder)

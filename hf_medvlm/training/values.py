@@ -11,6 +11,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy, Scheduler
 from transformers.training_args import OptimizerNames
 
 from hf_medvlm.data.fields import section_alternatives
+from hf_medvlm.data.files import load_json, read_json
+from hf_medvlm.errors import clipped
 
 _MANY = 2**31 - 1
 _BETWEEN: Mapping[tuple[float, float], str] = {
@@ -52,6 +54,8 @@ CHOICES: Mapping[str, Iterable[str]] = {
     "text_pooling": ("cls", "mean", "last", "pooler"),
     "local_loss": ("gloria", "mgca", "filip"),
 }
+OBJECTS = ("accelerator_config", "fsdp_config", "gradient_checkpointing_kwargs", "activation_checkpointing_kwargs")
+"""Options that are a JSON object, written out or in a file."""
 
 
 def check_values(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
@@ -77,6 +81,8 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
             section_alternatives(values["sections"])
         except ValueError as error:
             raise ValueError(f"--sections {values['sections']}: {error}") from error
+    for name in OBJECTS:
+        _check_object(name, values.get(name))
     if "max_steps" in values:
         _check_length(values)
         _check_schedule(values)
@@ -99,6 +105,20 @@ def _check_number(name: str, value: Any, given: str) -> None:
         raise ValueError(f"{given}: a {'whole' if whole else 'finite'} number{bounds} is needed")
     if name in STEPS and value >= 1 and value != int(value):
         raise ValueError(f"{given}: a whole number of steps is needed, or a share of the run below 1")
+
+
+def _check_object(name: str, value: Any) -> None:
+    if value is None or isinstance(value, dict):
+        return
+    try:
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            read_json(value, f"--{name}")
+        else:
+            load_json(str(value), dict)
+    except ValueError as error:
+        raise ValueError(
+            f"--{name} {clipped(value)}: a JSON object is needed, or a file that holds one ({error})"
+        ) from error
 
 
 def _check_length(values: Mapping[str, Any]) -> None:

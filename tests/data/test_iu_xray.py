@@ -61,6 +61,10 @@ def test_files_that_are_not_what_they_should_be_stop_with_their_line(tmp_path):
     (tmp_path / "annotation.json").write_text('{"train": [\n{"id": }]}')
     with pytest.raises(ValueError, match=r"annotation\.json:2: not JSON at column 8"):
         load_iu_xray(tmp_path)
+    blank = {"id": "\u2028", "image_path": ["a.png"], "report": SENTENCES[0], "split": "train"}
+    (tmp_path / "annotation.json").write_text(json.dumps({"train": [blank]}))
+    corpus = load_iu_xray(tmp_path)
+    assert not corpus.studies and "no study_id and no patient_id" in str(corpus.rejected[0])
     (tmp_path / "annotation.json").write_text(json.dumps([1]))
     with pytest.raises(ValueError, match=r"annotation\.json: not R2Gen's"):
         load_iu_xray(tmp_path)

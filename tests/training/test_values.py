@@ -35,6 +35,7 @@ def read(*argv: str, groups=CAPTIONER, out="never_made"):
         *("--sections ,", "--eval_strategy sometimes", "--lr_scheduler_type nope", "--optim nope"),
         *("--lr_scheduler_type warmup_stable_decay", "--lr_scheduler_kwargs [1]", "--log_level nope"),
         *('--accelerator_config {"nope":1}', "--debug nope", "--gradient_checkpointing perhaps"),
+        *("--accelerator_config -Infinity", "--fsdp_config nowhere.json", "--accelerator_config {"),
     ],
 )
 def test_a_value_that_cannot_be_stops_the_recipe_in_one_line(words):

@@ -66,6 +66,11 @@ class Corpus:
     given_splits: frozenset[str] = frozenset()
 
     def add(self, study: Study, file: str, line: int | None) -> None:
+        """Take a study; one whose id, or whose patient's, is blank is left out and named."""
+        blank = [name for name in ("study_id", "patient_id") if not getattr(study, name).strip()]
+        if blank:
+            self.rejected.append(Rejected(file, line, study.study_id.strip() or None, f"no {' and no '.join(blank)}"))
+            return
         self.studies.append(study)
         self.places[study.study_id] = (file, line)
 

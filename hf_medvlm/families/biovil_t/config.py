@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig, ResNetConfig
 
 from hf_medvlm.families.biovil_t.cxr_bert import CXRBertConfig
+from hf_medvlm.models.declared import check_declared
 
 
 class BioViLTConfig(PreTrainedConfig):
@@ -56,6 +57,7 @@ class BioViLTConfig(PreTrainedConfig):
     fc_classes: int = 0
 
     def __post_init__(self, **kwargs) -> None:
+        check_declared(self)
         for name, kind in (("backbone_config", ResNetConfig), ("text_config", CXRBertConfig)):
             if isinstance(getattr(self, name), dict):
                 setattr(self, name, kind(**getattr(self, name)))

@@ -7,12 +7,14 @@ Vision-Language Processing" (arXiv 2204.09817); the code of microsoft/hi-ml-mult
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import gelu, normalize
 from transformers import AutoConfig, AutoModel, BertConfig, BertForMaskedLM
 
 from hf_medvlm.models.convert.checkpoint import load_weights, read_state_dict
+from hf_medvlm.models.declared import check_declared
 from hf_medvlm.models.loading import read_config
 from hf_medvlm.models.outputs import CXRBertOutput
 
@@ -30,6 +32,10 @@ class CXRBertConfig(BertConfig):
     projection_size: int = 128
     hidden_dropout_prob: float = 0.25
     attention_probs_dropout_prob: float = 0.25
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_declared(self)
+        super().__post_init__(**kwargs)
 
 
 class ProjectionHead(nn.Module):

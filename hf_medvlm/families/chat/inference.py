@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,12 @@ from PIL import Image
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
+from hf_medvlm.checked import either, flag, many, name, record, words
 from hf_medvlm.data.conversations import ChatOptions, with_question
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
+from hf_medvlm.errors import clipped
+from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.families.chat.attention import word_attention
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
@@ -42,7 +45,7 @@ def takes(folder: Path, model_type: str | None) -> bool:
 
 def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -> Predictor:
     """The chat model in `folder`, with the template and the prompts of its run."""
-    options = ChatOptions(**{name: _tuple(value) for name, value in settings.get("options", {}).items()})
+    options = _options(folder, settings.get("options") or {})
     collator: ChatCollator | MessageCollator
     model: PreTrainedModel
     # `recipes/finetune_chat.py` trains a LLaVA too, with the template that its processor brings
@@ -77,8 +80,25 @@ def load_chat_processor(folder: Path, model: LlavaReporter) -> Any:
     return make_processor(load_tokenizer(folder), vision.image_size, vision.patch_size)
 
 
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+OPTIONS = record(prompts=many(name), sections=either(many(name), name), indication=flag, views=words, prior=flag)
+
+
+def _options(folder: Path, written: dict[str, Any]) -> ChatOptions:
+    """How the run made conversations, as `inference.json` keeps it.
+
+    Raises:
+        ValueError: a name that is no such option, or a value that it cannot have.
+    """
+    place = f"{folder}: {SETTINGS} 'options'"
+    known = {field.name for field in fields(ChatOptions)}
+    unknown = [key for key in written if key not in known]
+    if unknown:
+        raise ValueError(f"{place} has {clipped(unknown[0])}, which is none of {', '.join(sorted(known))}")
+    given = {key: value for key, value in OPTIONS(written, place).items() if value is not None}
+    try:
+        return ChatOptions(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error
 
 
 class ChatPredictor(WriterPredictor):

@@ -26,6 +26,7 @@ from transformers.initialization import no_init_weights
 
 from hf_medvlm.models.convert.checkpoint import load_weights, read_json, read_state_dict
 from hf_medvlm.models.loading import (
+    check_size,
     clear_errors,
     find_folder,
     has_image_processor,
@@ -90,6 +91,7 @@ def load_published(
     if not has_tower:
         weights |= read_vision_tower(tower, folder)
     config = config or original_config(config_class, record, weights, tower)
+    check_size(cls, folder, config, sum(value.nbytes for value in weights.values()))
     with no_init_weights():
         model = cls._from_config(config, dtype=dtype)
     load_weights(model, {rename(key): value for key, value in weights.items()}, ignorable=IGNORABLE, what=str(folder))

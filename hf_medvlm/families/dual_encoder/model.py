@@ -36,6 +36,7 @@ from hf_medvlm import losses
 from hf_medvlm.families.dual_encoder.published import IGNORABLE, read_published
 from hf_medvlm.models.contrast import check_contrast, gather_rows
 from hf_medvlm.models.convert.checkpoint import load_weights
+from hf_medvlm.models.declared import check_declared
 from hf_medvlm.models.encoding import encode_image, encode_text
 from hf_medvlm.models.heads import projection
 from hf_medvlm.models.loading import find_folder
@@ -98,6 +99,7 @@ class DualEncoderConfig(PreTrainedConfig):
     local_weight: float = 1.0
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_declared(self)
         self.vision_config = _tower_config(self.vision_config, ViTConfig)
         self.text_config = _tower_config(self.text_config, BertConfig)
         if not (math.isfinite(self.temperature) and self.temperature > 0):

@@ -25,6 +25,7 @@ from transformers import initialization as init
 from hf_medvlm.families.medklip.decoder import EntityDecoder
 from hf_medvlm.families.medklip.published import from_published, published_sizes, read_published
 from hf_medvlm.models.convert.checkpoint import load_weights
+from hf_medvlm.models.declared import check_declared
 from hf_medvlm.models.norms import replace_batch_norms
 from hf_medvlm.models.outputs import MedKlipOutput
 from hf_medvlm.models.positions import detr_positions
@@ -83,6 +84,7 @@ class MedKlipConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_declared(self)
         if isinstance(self.backbone_config, dict):
             self.backbone_config = ResNetConfig(**self.backbone_config)
         self.backbone_config = self.backbone_config or ResNetConfig(hidden_sizes=[256, 512, 1024], depths=[3, 4, 6])

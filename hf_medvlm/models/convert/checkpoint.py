@@ -104,12 +104,26 @@ def read_json(path: str | Path) -> Any:
     try:
         if path.exists() and not path.is_file():  # a pipe or a device may never end
             raise OSError("no plain file")
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_object)
+        if "\\ud" in text or "\\uD" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
-    except (UnicodeDecodeError, RecursionError, OSError) as error:
+    except (RecursionError, OSError, ValueError) as error:  # no UTF-8, half a surrogate pair, thousands of digits
         reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
         raise ValueError(f"{path}: cannot be read as JSON ({reason})") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which no name stands for two values."""
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        twice = next((name for name, part in pairs if repr(value[name]) != repr(part)), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} stands twice, with different values")
+    return value
 
 
 AGAIN = "fetch the file again"

@@ -68,6 +68,19 @@ def length(value: Any, place: str) -> Any:
     return value
 
 
+def between(low: float, high: float, whole: bool = False) -> Kind:
+    """A finite number of these bounds, or null."""
+    what = f"a {'whole' if whole else 'finite'} number from {low:,} to {high:,}"
+
+    def check(value: Any, place: str) -> Any:
+        kinds = (int,) if whole else (int, float)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high):
+            raise _wrong(value, place, what)
+        return value
+
+    return check
+
+
 def state(value: Any, place: str) -> Any:
     """1, 0, -1 or null."""
     if value is not None and (isinstance(value, (bool, str)) or value not in (-1, 0, 1)):
@@ -77,6 +90,21 @@ def state(value: Any, place: str) -> Any:
 
 def anything(value: Any, place: str) -> Any:
     """What is only shown."""
+    return value
+
+
+def plain(value: Any, place: str) -> Any:
+    """Any value, in which no number is NaN or infinite and none has more digits than 64 bits hold."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            plain(part, f"{place} {name!r:.60}")
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            plain(part, f"{place}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise _wrong(value, place, "a finite number")
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise _wrong(value, place, "a number of 64 bits")
     return value
 
 
