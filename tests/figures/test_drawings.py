@@ -66,6 +66,13 @@ def test_rates_may_be_named_in_full_and_the_area_stand_in_the_table(tmp_path):
     assert roc_curves(load_run(tmp_path)) == {"Edema": {"fpr": [0, 1], "tpr": [0, 1], "auc": 0.7}}
 
 
+def test_a_step_of_the_history_that_is_no_number_is_refused_with_its_place(tmp_path):
+    for step in ([], "4", True):
+        write(tmp_path / "trainer_state.json", {"log_history": [{"step": 1, "loss": 2.0}, {"step": step}]})
+        with pytest.raises(ValueError, match=r"trainer_state.json: 'log_history'\[1\] 'step' must be a number"):
+            load_run(tmp_path)
+
+
 def test_what_is_known_of_a_score_is_what_the_evaluation_stated_and_nothing_else(tmp_path):
     stated = {"mean_recall": {"group": "Retrieval", "better": "higher", "unit": "fraction"}, "odd": {"better": 5}}
     results = {"metrics": {"mean_recall": 0.4, "odd": 1, "mean_auc": 0.8}, "facts": stated}

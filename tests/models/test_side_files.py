@@ -111,3 +111,13 @@ def test_configs_of_our_own_hold_what_they_declare():
             kind(**{field: value})
     made = MedKlipConfig(backbone_config=ResNetConfig(), position_weight=1, entities=("edema",), dtype=torch.float32)
     assert made.position_weight == 1
+
+
+def test_options_of_a_chat_run_that_are_none_are_named(tmp_path):
+    from hf_medvlm.families.chat.inference import _options
+
+    assert _options(tmp_path, {"prompts": ["Report?"], "prior": True}).prompts == ("Report?",)
+    for written in ({"prior_": True}, {"prior": "yes"}, {"views": "side"}, {"prompts": [""]}, {"sections": 5}):
+        with pytest.raises(ValueError, match="inference.json 'options'") as refused:
+            _options(tmp_path, written)
+        assert str(tmp_path) in str(refused.value)
