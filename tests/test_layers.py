@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "hf_medvlm"
 ENGINE = {"labels", "losses", "language", "data", "models", "collators", "metrics", "evaluation", "rewards"}
-UNDER_ALL = {"", "shipped", "errors", "checked"}  # the version, shipped files, errors as sentences, kinds of JSON values
+UNDER_ALL = {"", "shipped", "errors", "checked"}  # what any room may ask: the version, errors as sentences, ...
 ALLOWED = {
     "shipped": set(),
     "errors": set(),

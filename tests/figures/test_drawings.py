@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from made_run import make_run, write, write_lines
 from PIL import Image
 

@@ -94,9 +94,10 @@ def _options(folder: Path, written: dict[str, Any]) -> ChatOptions:
     unknown = [key for key in written if key not in known]
     if unknown:
         raise ValueError(f"{place} has {clipped(unknown[0])}, which is none of {', '.join(sorted(known))}")
-    given = {key: value for key, value in OPTIONS(written, place).items() if value is not None}
+    given: dict[str, Any] = {key: value for key, value in OPTIONS(written, place).items() if value is not None}
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in given.items()}
     try:
-        return ChatOptions(**{key: tuple(value) if isinstance(value, list) else value for key, value in given.items()})
+        return ChatOptions(**given)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
 
