@@ -28,10 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-from fuzzing import models, pixels, scores, settings, tables  # noqa: E402
+from fuzzing import corpora, models, pixels, scores, settings, tables, uses  # noqa: E402
 from fuzzing.pool import BAD, OUTCOMES, Outcome, Reader, run  # noqa: E402
 
-READERS: list[Reader] = [*pixels.READERS, *tables.READERS, *settings.READERS, *models.READERS, *scores.READERS]
+READERS: list[Reader] = [
+    *(reader for module in (pixels, tables, corpora, settings, models, scores, uses) for reader in module.READERS)
+]
 SHARE = {"checkpoints": 2, "tables": 2, "results of a run": 1.5}
 """How many cases a reader gets for one of the others'."""
 
@@ -86,8 +88,10 @@ def prepare(names: set[str]) -> None:
     if names & {"options", "YAML of a recipe"}:
         settings._groups()
     if "corpora" in names:
-        for name in tables.CORPORA:
-            tables._seed(name)
+        for name in corpora.CORPORA:
+            corpora._seed(name)
+    if names & {"index", "uploads"}:
+        uses.prepare()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from hf_medvlm.inference import load
 from hf_medvlm.inference.page import write_page
-from hf_medvlm.inference.predict import PredictOptions, predict_studies, processes, write_rexrank
+from hf_medvlm.inference.predict import PredictOptions, predict_studies, processes
+from hf_medvlm.inference.prediction_files import write_rexrank
 from hf_medvlm.inference.studies import find_studies, read_rexrank
 from hf_medvlm.training.run import run
 

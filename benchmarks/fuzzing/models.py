@@ -71,15 +71,41 @@ def make_checkpoint(rng: Random, folder: Path) -> Made:
         what = _with_code(place, path, rng)
     elif way < 0.16:
         what = mutate.special(path, rng)
-    elif path.suffix == ".json" and path.name != "tokenizer.json" and way < 0.75:
-        content, what = mutate.json_text(json.loads(path.read_text()), rng)
+    elif way < 0.24:
+        path, what = _another_file(place, rng)
+    elif path.suffix == ".json" and way < 0.8:
+        document, what = json.loads(path.read_text()), ""
+        for _ in range(rng.choice([0, 0, 1, 2]) if path.name != "tokenizer.json" else 0):
+            document, one = mutate.json_value(document, rng)
+            what += f"{one}; "
+        content, one = mutate.json_text(document, rng)
         path.write_bytes(content)
+        what += one
     elif path.suffix == ".safetensors" and way < 0.6:
         what = _weights(path, rng)
     else:
         content, what = mutate.bytes_of(path.read_bytes(), rng)
         path.write_bytes(content)
     return Made(place, f"{name}, {path.name}: {what}", [str(place)], known=name)
+
+
+OTHERS: dict[str, Any] = {
+    "special_tokens_map.json": {"pad_token": "[PAD]", "unk_token": {"content": "[UNK]", "lstrip": False}},
+    "added_tokens.json": {"<new>": 3},
+    "chat_template.json": {"chat_template": "{{ messages[0]['content'] }}"},
+    "generation_config.json": {"max_new_tokens": 8, "num_beams": 1, "eos_token_id": [2, 3], "do_sample": False},
+    "preprocessor_config.json": {"do_resize": True, "size": {"height": 32, "width": 32}, "resample": 3},
+    "adapter_config.json": {"peft_type": "LORA", "r": 2, "base_model_name_or_path": "x", "target_modules": ["query"]},
+    "model.safetensors.index.json": {"metadata": {}, "weight_map": {"a": "model.safetensors"}},
+}
+"""Files that a folder may have besides, for what is read of them."""
+
+
+def _another_file(place: Path, rng: Random) -> tuple[Path, str]:
+    name = rng.choice(list(OTHERS))
+    content, what = mutate.json_text(OTHERS[name], rng)
+    (place / name).write_bytes(content)
+    return place / name, f"added; {what}"
 
 
 def _with_code(place: Path, path: Path, rng: Random) -> str:

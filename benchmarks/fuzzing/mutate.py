@@ -14,6 +14,7 @@ DEEP = "[" * 100_000
 ODD: list[Any] = [
     *(None, True, False, 0, -1, 1, 1.5, -0.0, float("nan"), float("inf"), float("-inf"), 10**30, 2**63, 1e308, 123.0),
     *("", " ", "nan", "None", "N/A", "0", "-1", "1e999", "true", "x", "a\0b", "\u2028", "é" * 3, "=1+1", "<script>"),
+    *(-(10**12), 2**31, 0.1, 5e-324, "é\u0301", "\u2029", "1e5", "NaN", "[PAD]", "float32", "auto"),
     *("../../../etc/passwd", "/etc/passwd", "C:\\x.png", "\\\\host\\x", "http://h/x.png", "~root/x", "a/./b", "."),
     *("x" * 100_000, "constructor", "__proto__", "\u202e", "2020-13-45", "1;2", "[1, 2]", '{"a": 1}', "'a', 'b'"),
     *(

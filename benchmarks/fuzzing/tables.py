@@ -5,10 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -361,95 +358,9 @@ def justify_annotation(made: Made, result: Any) -> str | None:
     return "values are checked one by one; what is left out is named" if result is not None else None
 
 
-# ---------------------------------------------------------------- corpora
-
-
-def _nih(root: Path) -> None:
-    lines = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,View Position"]
-    for n in range(4):
-        lines.append(f"0000000{n}_000.png,Effusion|Mass,0,{n},58,PA")
-        make_corpora.write_image(root / "images" / f"0000000{n}_000.png", n)
-    (root / "Data_Entry_2017_v2020.csv").write_text("\n".join(lines) + "\n")
-    (root / "test_list.txt").write_text("00000002_000.png\n")
-
-
-def _vindr(root: Path) -> None:
-    (root / "annotations").mkdir(parents=True)
-    (root / "annotations/image_labels_train.csv").write_text(
-        "image_id,rad_id,Cardiomegaly,No finding\na,R1,1,0\nb,R1,0,1\n"
-    )
-    (root / "annotations/image_labels_test.csv").write_text("image_id,Cardiomegaly,No finding\nt,0,1\n")
-    (root / "annotations/annotations_train.csv").write_text(
-        "image_id,rad_id,class_name,x_min,y_min,x_max,y_max\na,R1,Cardiomegaly,1,2,9,9\n"
-    )
-    for name in ("train/a", "train/b", "test/t"):
-        make_corpora.write_image(root / f"{name}.dcm", 3)
-        (root / f"{name}.dcm").rename(root / f"{name}.dicom")
-
-
-CORPORA: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "Open-i": ("iu-xray", make_corpora.make_open_i),
-    "IU Kaggle": ("iu-xray", make_corpora.make_iu_kaggle),
-    "R2Gen": ("iu-xray", make_corpora.make_r2gen),
-    "ROCO": ("roco", make_corpora.make_roco),
-    "ROCO Kaggle": ("roco", lambda root: make_corpora.make_roco(root, kaggle=True)),
-    "MIMIC": ("mimic-cxr", make_corpora.make_mimic),
-    "MIMIC folders": ("mimic-cxr", lambda root: make_corpora.make_mimic(root, zipped=False)),
-    "NIH": ("nih", _nih),
-    "VinDr": ("vindr-cxr", _vindr),
-}
-
-
-@cache
-def _seed(name: str) -> Path:
-    root = Path(tempfile.mkdtemp(prefix="fuzz-corpus-")) / "root"
-    root.mkdir()
-    CORPORA[name][1](root)
-    return root
-
-
-def make_corpus(rng: Random, folder: Path) -> Made:
-    name = rng.choice(list(CORPORA))
-    root = folder / "root"
-    shutil.copytree(_seed(name), root)
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    texts = [path for path in files if path.suffix not in (".png", ".jpg", ".dicom", ".dcm")]
-    path = rng.choice(texts if rng.random() < 0.9 else files)
-    if rng.random() < 0.1:
-        what = mutate.special(path, rng)
-    elif path.suffix == ".csv" and rng.random() < 0.7:
-        rows = [line.split(",") for line in path.read_text().splitlines()]
-        content, what = mutate.table_text(rows, rng)
-        path.write_bytes(content)
-    elif path.suffix == ".json" and rng.random() < 0.7:
-        content, what = mutate.json_text(json.loads(path.read_text()), rng)
-        path.write_bytes(content)
-    elif path.suffix == ".gz" and rng.random() < 0.6:
-        rows = [line.split(",") for line in gzip.decompress(path.read_bytes()).decode().splitlines()]
-        content, what = mutate.table_text(rows, rng)
-        path.write_bytes(gzip.compress(content))
-    else:
-        content, what = mutate.bytes_of(path.read_bytes(), rng)
-        path.write_bytes(content)
-    return Made(root, f"{name}, {path.name}: {what}", [path.name, str(root)], known=name)
-
-
-def read_corpus(made: Made) -> Any:
-    from hf_medvlm.data.prepare import prepare
-    from hf_medvlm.data.prepare_options import parse_options
-    from hf_medvlm.data.study import read_jsonl
-
-    out = made.target.parent / "out" / "master.jsonl"
-    _, rejected = prepare(
-        parse_options([CORPORA[made.known][0], "--root", str(made.target), "--out", str(out), "--workers", "1"])
-    )
-    return read_jsonl(out), rejected
-
-
 READERS = [
     Reader("tables", make_table, read_table, justify_table),
     Reader("master file", make_master, read_master, justify_master),
     Reader("conversations", make_chat, read_chat, justify_chat),
     Reader("annotations", make_annotation, read_annotation, justify_annotation),
-    Reader("corpora", make_corpus, read_corpus, justify_table),
 ]

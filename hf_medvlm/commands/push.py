@@ -14,22 +14,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--hub_public_acknowledged",
         action="store_true",
-        help="yes, weights that saw credentialed data may go into a public repository",
+        help="yes, weights and words that were learnt of credentialed data may go into a public repository",
     )
     parser.add_argument("--dry_run", action="store_true", help="list the files that would be sent, and send none")
 
 
 def run(args: argparse.Namespace) -> None:
     """Push and print the address, or list the files with `--dry_run`."""
-    from hf_medvlm.sharing.hub import check_weights, content_to_push, files_to_push, push, write_model_card
+    from hf_medvlm.sharing import hub
+    from hf_medvlm.sharing.model_card import read_run
 
     if args.dry_run:
-        write_model_card(args.folder, args.repo)
-        check_weights(Path(args.folder))
-        for path in files_to_push(args.folder):
-            content = content_to_push(path)
+        hub.write_model_card(args.folder, args.repo)
+        if not args.hub_public_acknowledged:
+            hub.check_tokenizer(Path(args.folder), read_run(Path(args.folder)))
+        hub.check_weights(Path(args.folder))
+        for path in hub.files_to_push(args.folder):
+            content = hub.content_to_push(path)
             size = len(content) if isinstance(content, bytes) else path.stat().st_size
             print(f"{size:>14,} bytes  {path.name}")
         return
     acknowledged = args.hub_public_acknowledged
-    print(push(args.folder, args.repo, private=not args.public, public_acknowledged=acknowledged))
+    print(hub.push(args.folder, args.repo, private=not args.public, public_acknowledged=acknowledged))

@@ -41,6 +41,6 @@ def run(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - start
     for hit in hits:
         print(f"{hit.rank:>3}  {hit.score:.4f}  {hit.study_id}  {hit.image}")
-    print(f"searched {index.info['studies']} studies in {seconds:.2f} s")
+    print(f"searched {index.rows} studies in {seconds:.2f} s")
     words = args.text if args.text is not None else f"like {Path(args.image).name}"
     print(write_search_page(index, words, hits, args.page or Path(args.index) / "search.html"))

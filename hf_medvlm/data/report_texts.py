@@ -16,6 +16,7 @@ from hf_medvlm.data.sources.base import Rejected, require_columns
 from hf_medvlm.data.sources.columns import FREE_TEXT, NAMES, plain_name
 from hf_medvlm.data.sources.rows import table_rows
 from hf_medvlm.data.study import Study, StudyImage
+from hf_medvlm.errors import clipped
 
 REFERENCE, PREDICTION = "reference", "prediction"
 TEXT_NAMES = {  # of columns that hold nothing else, as `plain_name` writes them, the surest first
@@ -114,7 +115,7 @@ def read_reports(
             twice.append(f"{name} ({found.places[name].rpartition(':')[2]}, {place.rpartition(':')[2]})")
             continue
         found.texts[name], found.places[name] = text(row, place), place
-        found.patients[name] = id_text(row.get(patient), patient) if patient else ""
+        found.patients[name] = _id(row.get(patient), patient, place, needed=False) if patient else ""
         found.images[name] = _images(row)
         if isinstance(row.get("saw_prior"), bool):
             found.saw_prior[name] = row["saw_prior"]
@@ -199,7 +200,10 @@ def _of_run(folder: Path) -> tuple[Path, Path | None]:
     if not lines.is_file():
         raise ValueError(f"{folder}: no predictions.jsonl in it; name a run's folder or a file of reports")
     info = load_json(described, dict) if described.is_file() else {}
-    return lines, Path(info["image_folder"]) if info.get("image_folder") else None
+    place = info.get("image_folder")
+    if not isinstance(place, (str, type(None))):
+        raise ValueError(f"{described}: 'image_folder' must be a text, found {clipped(place)}")
+    return lines, Path(place) if place else None
 
 
 def _rows(path: Path, notes: list[str]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, Any] | None]:
@@ -280,12 +284,12 @@ def _text(value: Any, column: str, place: str) -> str:
     return value
 
 
-def _id(value: Any, column: str, place: str) -> str:
+def _id(value: Any, column: str, place: str, needed: bool = True) -> str:
     try:
         name = id_text(value, column)
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
-    if not name:
+    if needed and not name:
         raise ValueError(f"{place}: no id in column {column!r}")
     return name
 
@@ -315,7 +319,7 @@ def _first(by_name: Mapping[str, str], names: Sequence[str]) -> str | None:
 
 def _place(place: str) -> tuple[str, int | None]:
     file, _, line = place.rpartition(":")
-    return file, int(line) if line.isdigit() else None
+    return file, int(line) if line.isdecimal() else None
 
 
 def _some(names: Sequence[str], most: int = SHOWN) -> str:

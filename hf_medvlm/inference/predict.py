@@ -6,7 +6,6 @@ missing. When all are there, the main process puts them together, in the order o
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import platform
@@ -24,20 +23,23 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_medvlm import __version__
-from hf_medvlm.data.files import atomic_open, load_json, plain_cell, write_json
+from hf_medvlm.data.files import atomic_open, load_json, write_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.sources.base import Rejected
+from hf_medvlm.errors import library_errors
 from hf_medvlm.evaluation.base import without_nan
 from hf_medvlm.evaluation.maps import thumbnail_map
 from hf_medvlm.inference.pictures import FolderPictures
+from hf_medvlm.inference.prediction_files import PREDICTIONS, REJECTION, lines, read_lines, write_table
 from hf_medvlm.inference.predictor import Outputs, Predictor
 from hf_medvlm.inference.studies import NewStudies
 
 PARTS, SETTINGS, RUN = "parts", "settings.json", "run.json"
-PREDICTIONS, TABLE, REJECTED = "predictions.jsonl", "predictions.csv", "rejected.jsonl"
+REJECTED = "rejected.jsonl"
 EMBEDDINGS, EMBEDDING_IDS = "embeddings.safetensors", "embeddings_ids.json"
 MOST_PARTS, LARGEST_PART = 32, 512
 WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth")
+ANEW = "a file of --out was changed; start again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,11 @@ def predict_studies(
     if state.is_main_process and not (folder / RUN).is_file():
         _join(predictor, found, folder, settings, options)
     state.wait_for_everyone()
-    rejected = [Rejected(**json.loads(line)) for line in _lines(folder / REJECTED)]
-    count = sum(1 for _ in _lines(folder / PREDICTIONS))
+    rejected = [
+        Rejected(*map(line.get, ("file", "line", "study_id", "reason")), line.get("detail") or "")
+        for line in read_lines(folder / REJECTED, REJECTION)
+    ]
+    count = sum(1 for _ in lines(folder / PREDICTIONS))
     if not count:
         first = next((entry for entry in rejected if entry.study_id), None)
         raise ValueError(f"none of {len(found.studies)} studies can be read; the first: {first}")
@@ -251,17 +256,21 @@ def _join(
     rejected, ids, tensors = list(found.rejected), [], []
     with atomic_open(folder / PREDICTIONS) as handle:
         for part in parts:
-            for number, text in zip(part, _lines(_part_file(folder, part)), strict=True):
-                line = json.loads(text)
+            path = _part_file(folder, part)
+            written = list(read_lines(path))
+            if len(written) != len(part):
+                raise ValueError(f"{path}: {len(written)} lines for {len(part)} studies; {ANEW}")
+            for number, line in zip(part, written, strict=True):
                 if "rejected" in line:
                     study = found.studies[number]
                     image = study.frontal.path if study.frontal else found.name
                     rejected.append(Rejected(image, None, study.study_id, "image cannot be read", line["rejected"]))
                 else:
                     ids.append(line["study_id"])
-                    handle.write(text)
-            if (path := _part_file(folder, part).with_suffix(".safetensors")).is_file():
-                tensors.append(load_file(path)["image_embeds"])
+                    handle.write(json.dumps(line, ensure_ascii=False) + "\n")
+            if (path := path.with_suffix(".safetensors")).is_file():
+                with library_errors(f"{path}: cannot be read", ANEW):
+                    tensors.append(load_file(path)["image_embeds"])
     for name in (EMBEDDINGS, EMBEDDING_IDS, REJECTED):
         (folder / name).unlink(missing_ok=True)
     if tensors:
@@ -271,33 +280,10 @@ def _join(
     if rejected:
         with atomic_open(folder / REJECTED) as handle:
             handle.writelines(json.dumps(vars(entry), ensure_ascii=False) + "\n" for entry in rejected)
-    _write_table(folder)
+    write_table(folder)
     if ids:
         write_json(folder / RUN, _describe(predictor, found, settings, options, len(ids), len(rejected)))
         shutil.rmtree(folder / PARTS)
-
-
-def _write_table(folder: Path) -> None:
-    """`predictions.csv`: ids, image, text, and a column for each finding's probability (or state, of a text)."""
-    columns: dict[str, None] = dict.fromkeys(("study_id", "patient_id", "image"))
-    for text in _lines(folder / PREDICTIONS):
-        columns |= dict.fromkeys(_cells(json.loads(text)))
-    with atomic_open(folder / TABLE) as handle:
-        writer = csv.DictWriter(handle, list(columns), restval="")
-        writer.writerow({name: plain_cell(name) for name in columns})
-        for text in _lines(folder / PREDICTIONS):
-            writer.writerow({name: plain_cell(cell) for name, cell in _cells(json.loads(text)).items()})
-
-
-def _cells(line: Mapping[str, Any]) -> dict[str, Any]:
-    images = line["images"]
-    cells = {"study_id": line["study_id"], "patient_id": line["patient_id"]}
-    cells["image"] = images[line["map_image"]]["path"] if images else ""
-    cells |= {name: line[name] for name in ("question", "prediction", "cut_off") if name in line}
-    cells |= {f"p({name})": f"{p:.6g}" for name, p in (line.get("probabilities") or {}).items()}
-    states = line.get("findings_prediction") or {}
-    cells |= {name: "" if state is None else state for name, state in states.items()}
-    return cells | {f"{name} over time": state for name, state in (line.get("progression_prediction") or {}).items()}
 
 
 def _describe(
@@ -388,21 +374,3 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
         (folder / RUN).unlink(missing_ok=True)
         write_json(path, plain)
     return plain
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """The lines of a file, one by one; none where it is not there."""
-    if path.is_file():
-        with open(path, encoding="utf-8", newline="\n") as handle:
-            yield from handle
-
-
-def write_rexrank(records: Mapping[str, Any], folder: Path, out: Path) -> int:
-    """ReXrank's file with a `model_prediction` in each record, empty for studies that could not be read.
-
-    Returns:
-        How many of them are empty.
-    """
-    texts = {line["study_id"]: line.get("prediction", "") for line in map(json.loads, _lines(folder / PREDICTIONS))}
-    write_json(out, {name: record | {"model_prediction": texts.get(name, "")} for name, record in records.items()})
-    return sum(name not in texts for name in records)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +20,20 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from hf_medvlm.data.files import atomic_open, load_json
+from hf_medvlm.checked import count, many, name, record, words
+from hf_medvlm.data.files import atomic_open, check_regular, load_json, open_text, read_json
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.study import check_relative_path
+from hf_medvlm.errors import library_errors
 from hf_medvlm.inference.predict import EMBEDDINGS, PREDICTIONS, RUN, model_hash
 from hf_medvlm.inference.predictor import Predictor
 
 BLOCK = 65_536  # rows compared at a time: 128 MiB of 512 numbers each
 THUMBNAIL = 256
+
+INFO = record("model model_hash", model=name, model_hash=name, image_folder=words, studies=count)
+LINE = record("study_id", study_id=name, images=many(record("path", path=name)), map_image=count)
+"""What the files of an index hold, as far as a search reads them."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,19 @@ class Index:
                 f"{folder} holds no index ({', '.join(missing)} is not there); make one with "
                 f"`hf-medvlm index RUN IMAGES --out {folder}`, which goes on where it was interrupted"
             )
-        self.info: dict[str, Any] = load_json(self.folder / RUN, dict)
+        self.info: dict[str, Any] = INFO(load_json(self.folder / RUN, dict), f"{self.folder / RUN}:")
+
+        self.rows, self.width = self._shape()
+
+    def _shape(self) -> tuple[int, int]:
+        path = self.folder / EMBEDDINGS
+        check_regular(path)
+        with library_errors(f"{path}: cannot be read", "make the index anew"), safe_open(path, framework="pt") as file:
+            shape = file.get_slice("image_embeds").get_shape() if "image_embeds" in file.keys() else []  # noqa: SIM118
+            kind = file.get_slice("image_embeds").get_dtype() if shape else ""
+        if len(shape) != 2 or not kind.startswith(("F", "BF")):
+            raise ValueError(f"{path}: `image_embeds` must be rows of numbers; make the index anew")
+        return shape[0], shape[1]
 
     @property
     def model(self) -> str:
@@ -83,18 +100,21 @@ class Index:
             `top` pairs of row and cosine a query, or as many as there are rows.
 
         Raises:
-            ValueError: embeddings of another width.
+            ValueError: embeddings of another width, or that are no numbers.
         """
         asked = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32)).to(device)
         best: list[list[tuple[float, int]]] = [[] for _ in asked]
         with safe_open(self.folder / EMBEDDINGS, framework="pt") as file:
-            rows = file.get_slice("image_embeds")
-            count, width = rows.get_shape()
-            if width != asked.shape[1]:
-                raise ValueError(f"{self.folder} holds embeddings of {width} numbers, the query has {asked.shape[1]}")
+            rows, count = file.get_slice("image_embeds"), self.rows
+            if self.width != asked.shape[1]:
+                raise ValueError(
+                    f"{self.folder} holds embeddings of {self.width} numbers, the query has {asked.shape[1]}"
+                )
             for start in range(0, count, BLOCK):
                 block = rows[start : min(start + BLOCK, count)].to(device)
                 scores = asked @ block.mT.to(asked.dtype)  # (Q, rows)
+                if not bool(torch.isfinite(scores).all()):
+                    raise ValueError(f"{self.folder / EMBEDDINGS}: NaN or infinite embeddings; make the index anew")
                 order = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
                 values = scores.gather(1, order).tolist()
                 for number, places in enumerate(order.tolist()):
@@ -103,20 +123,30 @@ class Index:
         return [[(row, -score) for score, row in found] for found in best]
 
     def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
-        """The studies of rows that `nearest` gave."""
+        """The studies of rows that `nearest` gave.
+
+        Raises:
+            ValueError: a line that is none of an index, or fewer lines than embeddings; the message names the line.
+        """
+        path = self.folder / PREDICTIONS
         wanted = {row for row, _ in found}
         lines: dict[int, dict[str, Any]] = {}
-        with open(self.folder / PREDICTIONS, encoding="utf-8", newline="\n") as handle:
+        with open_text(path) as handle:
             for number, text in enumerate(handle):
                 if number in wanted:
-                    lines[number] = json.loads(text)
+                    place = f"{path}:{number + 1}"
+                    lines[number] = LINE(read_json(text, path, number + 1), f"{place}:")
+                    if not 0 <= (lines[number].get("map_image") or 0) < max(1, len(lines[number]["images"] or [])):
+                        raise ValueError(f"{place}: map_image is none of the study's images; make the index anew")
                     if len(lines) == len(wanted):
                         break
+        if len(lines) < len(wanted):
+            raise ValueError(f"{path}: fewer lines than the {self.rows:,} embeddings beside it; make the index anew")
         hits = []
         for rank, (row, score) in enumerate(found, start=1):
             images = lines[row]["images"]
-            path = images[lines[row].get("map_image", 0)]["path"] if images else ""
-            hits.append(Hit(rank, score, lines[row]["study_id"], path))
+            image = images[lines[row].get("map_image") or 0]["path"] if images else ""
+            hits.append(Hit(rank, score, lines[row]["study_id"], image))
         return hits
 
     def thumbnail(self, hit: Hit, side: int = THUMBNAIL) -> Image.Image:
@@ -125,7 +155,7 @@ class Index:
         Raises:
             ValueError: it cannot be read any more.
         """
-        picture = open_radiograph(Path(self.info["image_folder"]) / check_relative_path(hit.image))
+        picture = open_radiograph(Path(self.info.get("image_folder") or ".") / check_relative_path(hit.image))
         picture.thumbnail((side, side), Image.Resampling.BILINEAR)
         return picture
 

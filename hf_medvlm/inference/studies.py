@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from hf_medvlm.data.parquet import is_parquet, iter_parquet
 from hf_medvlm.data.sources.base import Rejected, link_priors
 from hf_medvlm.data.sources.table import load_table
 from hf_medvlm.data.study import Study, StudyImage, iter_jsonl
+from hf_medvlm.errors import clipped
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 TABLE_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".xlsx", ".parquet", ".gz")
@@ -202,18 +203,23 @@ def read_rexrank(path: str | Path, image_folder: str | Path | None = None) -> tu
     records = load_json(path)
     if not isinstance(records, dict) or not records or not all(isinstance(r, dict) for r in records.values()):
         raise ValueError(f"{path}: ReXrank's file is an object, study id -> {{image_path, context, ...}}")
-    studies = [_rexrank_study(study_id, record) for study_id, record in records.items()]
+    studies = []
+    for study_id, record in records.items():
+        try:
+            studies.append(_rexrank_study(study_id, record))
+        except ValueError as error:
+            raise ValueError(f"{path}: study {study_id!r}: {error}") from error
     return NewStudies(studies, folder, path.name), records
 
 
 def _rexrank_study(study_id: str, record: Mapping[str, Any]) -> Study:
-    paths = record.get("image_path") or [
+    paths = _listed(record, "image_path") or [
         f"{str(record.get('img_root_dir', '')).strip('/')}/{name}.jpg".lstrip("/")
         for name in _listed(record, "dicom_id")
     ]
-    paths = [str(path).removeprefix("./").lstrip("/") for path in ([paths] if isinstance(paths, str) else paths)]
+    paths = [path.removeprefix("./").lstrip("/") for path in paths]
     if not paths:
-        raise ValueError(f"study {study_id!r}: no image_path (and no dicom_id); a record names its images")
+        raise ValueError("no image_path (and no dicom_id); a record names its images")
     views = [str(view).lower() for view in _listed(record, "frontal_lateral")]
     views += [""] * (len(paths) - len(views))
     key = str(record.get("key_image_path") or "").removeprefix("./").lstrip("/")
@@ -226,6 +232,9 @@ def _rexrank_study(study_id: str, record: Mapping[str, Any]) -> Study:
     return Study(study_id, study_id, images=tuple(images), indication=context.group(1) if context else "")
 
 
-def _listed(record: Mapping[str, Any], key: str) -> Iterable[Any]:
+def _listed(record: Mapping[str, Any], key: str) -> list[str]:
     value = record.get(key) or []
-    return [value] if isinstance(value, str) else value
+    listed = [value] if isinstance(value, str) else value
+    if not isinstance(listed, list) or not all(isinstance(part, str) for part in listed):
+        raise ValueError(f"{key} must be a text or a list of texts, found {clipped(value)}")
+    return listed

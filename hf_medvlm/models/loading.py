@@ -210,6 +210,10 @@ SMALL = 200 * 2**20
 """Bytes of weights, below which a config of the usual size would build a model that is far too large for them."""
 
 
+LARGE = 20_000_000
+"""Parameters, up to which a model takes no memory to speak of; what does not fit is found key by key."""
+
+
 def check_size(model_class: Any, folder: Path, config: PreTrainedConfig, size: int) -> None:
     """Refuse small weights with a config of a large model, such as one that has lost a part and takes its defaults.
 
@@ -221,7 +225,7 @@ def check_size(model_class: Any, folder: Path, config: PreTrainedConfig, size: i
     build = model_class.from_config if hasattr(model_class, "from_config") else model_class._from_config
     with clear_errors(folder, "config.json"), torch.device("meta"):
         parameters = sum(parameter.numel() for parameter in build(config).parameters())
-    if parameters > 8 * size:
+    if parameters > max(LARGE, 8 * size):
         raise ValueError(
             f"{folder / 'config.json'}: it describes a model of {parameters:,} parameters, but the weights have "
             f"{size:,} bytes. Take config.json and weights of one and the same model"

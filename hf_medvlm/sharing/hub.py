@@ -12,10 +12,10 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_medvlm.data.files import atomic_open, load_json
+from hf_medvlm.data.files import atomic_open, load_json, open_text
 from hf_medvlm.data.licences import is_open
 from hf_medvlm.data.secrets import masked, masked_values
-from hf_medvlm.sharing.model_card import CARD, model_card, read_run
+from hf_medvlm.sharing.model_card import CARD, UNDESCRIBED, model_card, read_run
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -43,6 +43,8 @@ MAY_BE_PUSHED = (
     "vocab.txt",
     "merges.txt",
 )
+SMALL_VOCABULARY = 5000
+"""Published tokenizers have tens of thousands of entries; those that were trained here have 2,000."""
 CREDENTIALED = ("mimic", "physionet", "credentialed")
 
 
@@ -156,7 +158,8 @@ def push(
         The repository's address.
 
     Raises:
-        ValueError: nothing to push; the repository would be public where the data's terms do not clearly allow it.
+        ValueError: nothing to push; the repository would be public where the data's terms do not clearly allow it; a
+            tokenizer that may hold the names and numbers of private reports.
         OSError: the Hub could not be reached or refused; the run in `output_dir` is untouched.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -165,6 +168,8 @@ def push(
     info = read_run(folder)
     if not private and not public_acknowledged:
         check_may_be_public(info)
+    if not public_acknowledged:
+        check_tokenizer(folder, info)
     check_weights(folder)
     api = HfApi(token=token)
     try:
@@ -209,6 +214,45 @@ def check_may_be_public(info: dict[str, Any]) -> None:
             f"{reason}, so they do not go into a public repository. Leave --hub_private_repo at True; or, where the "
             "data use agreement allows it, say so with --hub_public_acknowledged"
         )
+
+
+def check_tokenizer(folder: Path, info: dict[str, Any]) -> None:
+    """Refuse a tokenizer that was trained on reports, by all signs, where nothing says what it learnt of them.
+
+    Versions before this mark kept every word, names and numbers among them. A vocabulary of more than
+    `SMALL_VOCABULARY` entries is a published one; of reports whose licences are all open any word may go.
+
+    Raises:
+        ValueError: with what was found and the way out.
+    """
+    words = info.get("tokenizer_words", UNDESCRIBED)
+    if words != UNDESCRIBED:
+        return
+    licences = info.get("licences") or []
+    by_us = "tokenizer_words" not in info  # an earlier version's run; its licences are those of its reports
+    if by_us and licences and not info.get("studies_without_licence") and all(map(is_open, licences)):
+        return
+    for path in files_to_push(folder):
+        size = _vocabulary_size(path)
+        if size is not None and size <= SMALL_VOCABULARY:
+            raise ValueError(
+                f"{path.name} holds {size:,} words, as a tokenizer does that was trained on reports, and run.json does "
+                "not say which it learnt: it may name patients. Train again with this version, which learns public "
+                "words alone, or say with --hub_public_acknowledged that these words may be shared"
+            )
+
+
+def _vocabulary_size(path: Path) -> int | None:
+    """How many entries the vocabulary in a tokenizer's file has; None for a file that holds none."""
+    if path.name == "vocab.txt":
+        with open_text(path) as handle:
+            return sum(1 for _ in handle)
+    if path.name not in ("tokenizer.json", "vocab.json"):
+        return None
+    record = load_json(path, dict)
+    model = record.get("model") if path.name == "tokenizer.json" else {"vocab": record}
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    return len(vocabulary) if isinstance(vocabulary, (dict, list)) else 0
 
 
 def why_hub_unreachable(token: str | None = None) -> str | None:

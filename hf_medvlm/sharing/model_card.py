@@ -16,6 +16,8 @@ from hf_medvlm.figures.checked import INFO, RESULTS
 from hf_medvlm.figures.results import read_object
 from hf_medvlm.metrics.clinical import missing_lines
 
+UNDESCRIBED = "unknown"
+"""`tokenizer_words` of a run that began with a folder which does not say what its tokenizer learnt."""
 CARD = "README.md"
 OURS = ("dual_encoder", "patch_ib", "medklip", "biovil_t")
 """The `model_type`s that transformers does not know."""
@@ -130,7 +132,8 @@ def _named(values: list[str], known: tuple[str, ...], is_known: Callable[[str], 
 def _words_of(info: dict[str, Any]) -> str:
     """What the pushed tokenizer holds of the reports, where it was trained on them."""
     words = info.get("tokenizer_words")
-    return f" The tokenizer was trained on the reports; it holds {words}." if isinstance(words, str) else ""
+    known = isinstance(words, str) and words != UNDESCRIBED
+    return f" The tokenizer was trained on the reports; it holds {words}." if known else ""
 
 
 def _data(info: dict[str, Any]) -> str:

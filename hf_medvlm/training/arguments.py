@@ -134,7 +134,7 @@ class MedVLMArguments(TrainingArguments):
     dataloader_drop_last: bool = option(True, "training leaves out an epoch's last, smaller batch")
     hub_private_repo: bool | None = option(True, "push to a private repository")
     hub_public_acknowledged: bool = option(
-        False, "yes, weights that saw credentialed data may go into a public repository"
+        False, "yes, weights and words that were learnt of credentialed data may go into a public repository"
     )
     overwrite_output_dir: bool = option(False, "allow an --output_dir that holds a finished run")
     early_stopping_patience: int | None = option(None, "stop after so many evaluations without a better metric")

@@ -6,6 +6,7 @@ written to its end; one whose files differ from it was damaged since. A run goes
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import re
@@ -15,13 +16,28 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_medvlm.checked import count, either, many, named, number, record, words
 from hf_medvlm.data.files import read_json, write_json
+from hf_medvlm.errors import clipped
 from hf_medvlm.training.deepspeed import read_deepspeed
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 MANIFEST = "manifest.json"
+TRAINER_STATE = record(
+    "global_step max_steps log_history",
+    global_step=count,
+    max_steps=count,
+    epoch=number,
+    best_metric=number,
+    best_global_step=count,
+    best_model_checkpoint=words,
+    num_train_epochs=number,
+    log_history=many(record()),
+    stateful_callbacks=named(either(many(record()), record())),
+)
+"""What a run must find in `trainer_state.json` to go on."""
 
 
 def write_manifest(folder: str | Path, step: int, processes: int, zero_stage: int | None) -> None:
@@ -70,9 +86,28 @@ def what_is_wrong(folder: str | Path) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes of {size:,}"
+    if "trainer_state.json" in sizes:
+        try:
+            _check_state(folder / "trainer_state.json")
+        except ValueError as error:
+            return str(error)
     if "trainer_state.json" not in sizes or not any(name.startswith("rng_state") for name in sizes):
         return "it holds weights alone, no state of the optimizer and of random numbers (--save_only_model)"
     return None
+
+
+def _check_state(path: Path) -> None:
+    """Raise `ValueError` unless the Trainer could read its state from this file."""
+    from transformers import TrainerState
+
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"its {path.name} is no UTF-8 text ({error.reason})") from error
+    state = TRAINER_STATE(read_json(text, f"its {path.name}"), f"its {path.name}:")
+    unknown = sorted(state.keys() - {field.name for field in dataclasses.fields(TrainerState)})
+    if unknown:
+        raise ValueError(f"its {path.name} has {clipped(unknown[0])}, which this version of transformers does not know")
 
 
 def all_checkpoints(folder: str | Path) -> list[Path]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from hf_medvlm.data.load import Splits
-from hf_medvlm.sharing.hub import check_may_be_public, names_to_push, why_hub_unreachable
+from hf_medvlm.sharing.hub import check_may_be_public, check_tokenizer, names_to_push, why_hub_unreachable
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.deepspeed import read_deepspeed
 from hf_medvlm.training.provenance import provenance
@@ -139,9 +140,15 @@ def _hub(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args: SimpleNam
     names = ", ".join(names_to_push(model, trainer.processing_class))
     place = f"{training.hub_model_id or Path(training.output_dir).name} ({'private' if private else 'public'})"
     checks.add(OK, "push", f"when done, to {place}, of the run only: {names}")
-    if not private and not training.hub_public_acknowledged:
+    if not training.hub_public_acknowledged:
+        described = provenance(splits, args, trainer.processing_class)
         try:
-            check_may_be_public(provenance(splits, args))
+            if not private:
+                check_may_be_public(described)
+            with tempfile.TemporaryDirectory() as processor:
+                if hasattr(trainer.processing_class, "save_pretrained"):
+                    trainer.processing_class.save_pretrained(processor)
+                check_tokenizer(Path(processor), described)
         except ValueError as error:
             checks.add(STOP, "push", str(error))
     reason = why_hub_unreachable(training.hub_token)

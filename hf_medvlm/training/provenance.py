@@ -10,6 +10,7 @@ from typing import Any
 from hf_medvlm.data.counting import count_values
 from hf_medvlm.data.files import load_json
 from hf_medvlm.data.load import Splits
+from hf_medvlm.sharing.model_card import UNDESCRIBED
 from hf_medvlm.training.folders import RUN_FILE
 from hf_medvlm.training.words import trained_words
 
@@ -22,9 +23,14 @@ def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> 
     """
     licences, sources = (count_values(splits.studies.values(), name) for name in ("licence", "source"))
     start = getattr(getattr(args, "model", None), "model_name_or_path", None)
-    before = [_described(Path(part.strip())) for part in str(start or "").split(",") if part.strip()]
     unstated = sum(count for licence, count in licences.items() if not licence.strip())
-    words = [earlier.get("tokenizer_words") for earlier in before]
+    folders = [Path(part.strip()) for part in str(start or "").split(",") if part.strip()]
+    before = [_described(folder) for folder in folders]
+    # a folder here whose tokenizer nobody has described: an earlier version's run, or a copy of who knows what
+    words = [
+        earlier.get("tokenizer_words", UNDESCRIBED) if folder.is_dir() else None
+        for folder, earlier in zip(folders, before, strict=True)
+    ]
     if start is None and getattr(processor, "tokenizer", None) is not None:
         words = [trained_words(splits.train)]
     return {
@@ -32,7 +38,7 @@ def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> 
         "licences": _together(licences, (run.get("licences") for run in before)),
         "sources": _together(sources, (run.get("sources") for run in before)),
         "studies_without_licence": unstated + sum(run.get("studies_without_licence") or 0 for run in before),
-        "tokenizer_words": next(filter(None, words), None),
+        "tokenizer_words": UNDESCRIBED if UNDESCRIBED in words else next(filter(None, words), None),
     }
 
 

@@ -28,6 +28,7 @@ INFO = {
     "command": "finetune_blip.py --dataset /data/secret/place/master.jsonl",
     "sources": ["made-up studies"],
     "licences": ["CC0-1.0"],
+    "tokenizer_words": "all words of reports whose licence is open",
     "split_sizes": {"train": 1600, "validate": 200, "test": 200},
     "patients": 812,
     "rejected": {"image cannot be read": 3},

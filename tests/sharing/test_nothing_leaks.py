@@ -184,3 +184,42 @@ def test_secrets_are_masked_wherever_they_stand(monkeypatch):
     ):
         assert masked_command(words) == shown
     assert masked(f"401 for {SECRET} at http://a:b@c") == "401 for *** at http://***@c"
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "vocab.txt", "vocab.json"])
+def test_a_tokenizer_of_an_earlier_version_which_says_nothing_of_its_words_stays(tmp_path, name):
+    """Earlier versions kept names and numbers, and had no `tokenizer_words`; a published vocabulary is no such list."""
+    from hf_medvlm.sharing.hub import SMALL_VOCABULARY, check_tokenizer
+    from hf_medvlm.sharing.model_card import UNDESCRIBED
+
+    def write(size: int) -> None:
+        words = {f"w{number}": number for number in range(size)}
+        contents = {"tokenizer.json": json.dumps({"model": {"vocab": words}}), "vocab.txt": "\n".join(words)}
+        (tmp_path / name).write_text(contents.get(name, json.dumps(words)))
+
+    write(2000)
+    private, opened = {"licences": ["DUA-internal"]}, {"licences": ["CC0-1.0"]}
+    for info in (private, {}, opened | {"studies_without_licence": 1}, opened | {"tokenizer_words": UNDESCRIBED}):
+        with pytest.raises(ValueError, match=f"^{name} holds 2,000 words.*may name patients. Train again"):
+            check_tokenizer(tmp_path, info)
+    for info in (opened, private | {"tokenizer_words": None}, private | {"tokenizer_words": PUBLIC_WORDS}):
+        check_tokenizer(tmp_path, info)
+    write(SMALL_VOCABULARY + 1)
+    check_tokenizer(tmp_path, private)
+
+
+def test_a_run_that_begins_with_an_undescribed_folder_is_marked_so(splits, tmp_path):
+    from types import SimpleNamespace
+
+    from hf_medvlm.sharing.model_card import UNDESCRIBED
+    from hf_medvlm.training.provenance import provenance
+
+    def words_of(start: str | None) -> str | None:
+        return provenance(splits, SimpleNamespace(model=SimpleNamespace(model_name_or_path=start)))["tokenizer_words"]
+
+    assert words_of(str(tmp_path)) == UNDESCRIBED and words_of("bert-base-uncased") is None
+    for words in (None, PUBLIC_WORDS):
+        (tmp_path / "run.json").write_text(json.dumps({"tokenizer_words": words}))
+        assert words_of(str(tmp_path)) == words
+    (tmp_path / "run.json").write_text("{}")
+    assert words_of(f"bert-base-uncased,{tmp_path}") == UNDESCRIBED

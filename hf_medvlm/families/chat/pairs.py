@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from hf_medvlm.data.files import atomic_open
+from hf_medvlm.data.files import atomic_open, open_text, read_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation
@@ -37,18 +37,13 @@ def read_pairs(path: str | Path, studies: Sequence[Study]) -> list[Pair]:
             pair at all; the message names file and line.
     """
     known, pairs = {study.study_id for study in studies}, []
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--pairs {path}: {error}") from error
+    with open_text(path) as handle:
+        lines = list(handle)
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{where}: no JSON object ({error})") from error
+        record = read_json(line, path, number)
         names = ("study_id", "chosen", "rejected")
         if not isinstance(record, Mapping) or not all(isinstance(record.get(name), (str, int)) for name in names):
             raise ValueError(f"{where}: a pair has study_id, chosen and rejected, each a text")

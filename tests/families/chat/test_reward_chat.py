@@ -131,7 +131,7 @@ def test_pairs_are_read_and_what_cannot_be_is_named(tmp_path):
         ('{"study_id": "s9", "chosen": "a", "rejected": "b"}', "pairs.jsonl:2: study 's9' is not among"),
         ('{"study_id": "s1", "chosen": "a"}', "pairs.jsonl:2: a pair has study_id, chosen and rejected"),
         ('{"study_id": "s1", "chosen": "a", "rejected": "a "}', "the same text"),
-        ("chosen", "pairs.jsonl:2: no JSON object"),
+        ("chosen", "pairs.jsonl:2: not JSON"),
     ):
         file.write_text('{"study_id": "s1", "chosen": "a", "rejected": "b"}\n' + line)
         with pytest.raises(ValueError, match=message):

@@ -150,7 +150,7 @@ def test_it_runs_in_bf16_with_gradient_checkpointing():
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"temperature": math.nan}, "temperature must be a positive number, got nan"),
+        ({"temperature": math.nan}, "temperature must be a finite number, got nan"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"loss": "clip"}, "loss must be one of info_nce, sigmoid, got 'clip'"),
         ({"local_loss": "best"}, "local_loss must be one of None, gloria"),
