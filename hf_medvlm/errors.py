@@ -40,7 +40,12 @@ def clipped(value: Any) -> str:
 
 
 def _is_ours(error: Exception) -> bool:
-    """Whether a line of this package raised the error, and not one of a library that it called."""
+    """Whether a line of this package raised the error, and not one of a library that it called.
+
+    A library that is no Python leaves no line: its errors are told by their class.
+    """
+    if type(error).__module__.partition(".")[0] not in ("builtins", "hf_medvlm"):
+        return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

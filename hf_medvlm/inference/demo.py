@@ -275,7 +275,7 @@ class _Handler(BaseHTTPRequestHandler):
         def decoded(body: bytes) -> dict[str, Any]:
             try:
                 request = json.loads(body)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise Refused("This is no JSON.") from error
             if not isinstance(request, dict):
                 raise Refused("This is no JSON object.")

@@ -269,13 +269,12 @@ def _join(
                     ids.append(line["study_id"])
                     handle.write(json.dumps(line, ensure_ascii=False) + "\n")
             if (path := path.with_suffix(".safetensors")).is_file():
-                with library_errors(f"{path}: cannot be read", ANEW):
-                    tensors.append(load_file(path)["image_embeds"])
+                tensors.append(_embeddings(path, sum("rejected" not in line for line in written)))
     for name in (EMBEDDINGS, EMBEDDING_IDS, REJECTED):
         (folder / name).unlink(missing_ok=True)
     if tensors:
         with atomic_open(folder / EMBEDDINGS, "wb") as binary:
-            binary.write(save({"image_embeds": np.concatenate(tensors)}, {"study_ids": EMBEDDING_IDS}))
+            binary.write(save({"image_embeds": _together(tensors, folder)}, {"study_ids": EMBEDDING_IDS}))
         write_json(folder / EMBEDDING_IDS, ids)
     if rejected:
         with atomic_open(folder / REJECTED) as handle:
@@ -284,6 +283,22 @@ def _join(
     if ids:
         write_json(folder / RUN, _describe(predictor, found, settings, options, len(ids), len(rejected)))
         shutil.rmtree(folder / PARTS)
+
+
+def _together(tensors: list[np.ndarray], folder: Path) -> np.ndarray:
+    widths = {rows.shape[1] for rows in tensors}
+    if len(widths) > 1:
+        raise ValueError(f"{folder / PARTS}: embeddings of {' and '.join(map(str, sorted(widths)))} numbers; {ANEW}")
+    return np.concatenate(tensors)
+
+
+def _embeddings(path: Path, count: int) -> np.ndarray:
+    """The embeddings of a part (count, D)."""
+    with library_errors(f"{path}: cannot be read", ANEW):
+        rows = load_file(path).get("image_embeds")
+    if rows is None or rows.ndim != 2 or len(rows) != count or not np.isfinite(rows).all():
+        raise ValueError(f"{path}: {count} rows of numbers must be in it; {ANEW}")
+    return rows
 
 
 def _describe(

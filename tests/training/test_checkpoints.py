@@ -29,7 +29,8 @@ def checkpoint(run: Path, step: int, processes: int = 1, zero_stage: int | None 
     folder = run / f"checkpoint-{step}"
     folder.mkdir(parents=True)
     for name in files:
-        (folder / name).write_bytes(b"x" * 50)
+        state = f'{{"global_step":{step},"max_steps":9,"log_history":[]}}'.ljust(50)
+        (folder / name).write_text(state if name == "trainer_state.json" else "x" * 50)
     write_manifest(folder, step, processes, zero_stage)
     return folder
 
@@ -51,6 +52,20 @@ def test_a_file_that_is_gone_or_cut_is_told_by_its_name(tmp_path, name):
     assert what_is_wrong(folder) == f"{name} has 20 bytes of 50"
     (folder / name).unlink()
     assert what_is_wrong(folder) == f"{name} is missing"
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["{}", "[]", "{", '{"global_step": "2", "max_steps": 9, "log_history": []}', "\ufeff{}"]
+    + ['{"global_step": 2, "max_steps": 9, "log_history": [1]}']
+    + ['{"global_step": 2, "max_steps": 9, "log_history": [], "steps": 1}'],
+)
+def test_a_state_that_the_trainer_could_not_read_is_told(tmp_path, state):
+    """A file of the right size, which somebody has edited."""
+    folder = checkpoint(tmp_path, 5)
+    (folder / "trainer_state.json").write_text(state, encoding="utf-8")
+    write_manifest(folder, 5, 1, None)
+    assert "its trainer_state.json" in what_is_wrong(folder)
 
 
 def test_without_a_manifest_a_checkpoint_was_not_written_to_its_end(tmp_path):

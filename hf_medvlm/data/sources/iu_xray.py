@@ -157,7 +157,7 @@ def _read_r2gen(root: Path) -> Corpus:
                 if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in R2GEN_ENTRY.items()):
                     raise EntryError("wrong layout", f"entry {number} of {part!r}; wanted: {', '.join(R2GEN_ENTRY)}")
                 name, split = entry["id"], entry.get("split", part)
-                if split not in R2GEN_SPLITS:
+                if not isinstance(split, str) or split not in R2GEN_SPLITS:
                     raise EntryError("unknown split", f"entry {number} of {part!r}: {split!r}")
                 if name in corpus.places:
                     raise EntryError("duplicate row", f"entry {number} of {part!r}")

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from hf_medvlm.checked import flag, many, number, record, text, words
 from hf_medvlm.data.fields import SPLIT_NAMES, id_text
 from hf_medvlm.data.files import open_text, read_json
 from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, files_by_stem, find_table, list_folder, read_csv
@@ -23,6 +24,9 @@ SOURCE = "PadChest-GR"
 LICENCE = "PadChest-GR Research Use Agreement"
 LANGUAGES = ("en", "es")
 FOLDERS = ("PadChest_GR", "Padchest_GR_files/PadChest_GR", "Padchest_GR_files", "images_grounding", "images", ".")
+_SENTENCE = record(sentence_en=words, sentence_es=words, abnormal=flag, labels=many(words), boxes=many(many(number)))
+ENTRY = record("StudyID ImageID", StudyID=text, ImageID=text, findings=many(_SENTENCE))
+"""What a study of the grounded reports holds."""
 
 
 def load_padchest_gr(root: str | Path, language: str = "en") -> Corpus:
@@ -54,13 +58,15 @@ def load_padchest_gr(root: str | Path, language: str = "en") -> Corpus:
     if not isinstance(entries, list):
         raise ValueError(f"{path}: a list of studies is wanted, found a {type(entries).__name__}")
     for entry in entries:
-        study_id = id_text(entry.get("StudyID"), "StudyID") if isinstance(entry, Mapping) else ""
+        study_id = ""
         try:
+            entry = ENTRY(entry, "the study:")
+            study_id = id_text(entry["StudyID"], "StudyID")
             if study_id not in known:
                 raise EntryError("no patient", f"study {study_id or '?'} is not in {table.name}")
             corpus.add(_study(entry, known[study_id], root, places, language), str(path), None)
         except (EntryError, ValueError) as error:
-            reason = getattr(error, "reason", "impossible box")
+            reason = getattr(error, "reason", "wrong layout")
             detail = getattr(error, "detail", str(error))
             corpus.rejected.append(Rejected(str(path), None, study_id or None, reason, detail))
     return corpus
@@ -73,18 +79,18 @@ def _study(
     stem = Path(name).stem
     if stem not in places:
         raise EntryError("image not on disk", f"PadChest_GR/{name}")
-    sentences = [part for part in entry.get("findings") or () if isinstance(part, Mapping)]
+    sentences = entry.get("findings") or []
     texts = [text_of(part.get(f"sentence_{language}")) for part in sentences]
     labels: dict[str, int | None] = dict.fromkeys(CHEXPERT.values(), 0)
     boxes: list[StudyBox] = []
     width, height = _size(root / places[stem]) if any(part.get("boxes") for part in sentences) else (1, 1)
-    for part, text in zip(sentences, texts, strict=True):
+    for part, phrase in zip(sentences, texts, strict=True):
         terms = [term for label in part.get("labels") or () if (term := text_of(label).lower()) not in NO_FINDING]
         if part.get("abnormal") or "normal" in terms:
             labels |= {CHEXPERT.get(term, term): 1 for term in terms}
         finding = next((CHEXPERT.get(term, term) for term in terms), None)
         for corners in part.get("boxes") or ():
-            boxes.append(StudyBox(0, text, _pixels(corners, width, height), finding))
+            boxes.append(StudyBox(0, phrase, _pixels(corners, width, height), finding))
     if not any(part.get("abnormal") for part in sentences):
         labels["No Finding"] = 1
     split = text_of(row["split"]).lower()

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from hf_medvlm.checked import either, many, record, text, words
 from hf_medvlm.data.fields import SPLIT_NAMES, id_text
 from hf_medvlm.data.files import open_text, read_json
 from hf_medvlm.data.sources.base import (
@@ -26,6 +27,10 @@ from hf_medvlm.data.study import Study, StudyImage
 
 SOURCE = "ReXGradient-160K"
 LICENCE = "ReXGradient-160K licence: non-commercial research"
+_TEXTS = "id PatientID StudyInstanceUid AccessionNumber StudyDate Findings Impression Indication Comparison".split()
+_LISTS = dict.fromkeys(("ImagePath", "ImageViewPosition"), either(many(words), text))
+RECORD = record(**dict.fromkeys(_TEXTS, text), **_LISTS)
+"""What a study's record may hold."""
 
 
 def load_rexgradient(root: str | Path) -> Corpus:
@@ -93,6 +98,10 @@ def _rows(path: Path, corpus: Corpus) -> Iterator[tuple[int | None, Mapping[str,
 
 
 def _study(row: Mapping[str, Any], split: str, root: Path) -> Study:
+    try:
+        RECORD(row, "the record:")
+    except ValueError as error:
+        raise EntryError("wrong layout", str(error)) from error
     name = text_of(row.get("id"))
     patient = id_text(row.get("PatientID"), "PatientID") or name.split("_")[0].removeprefix("p")
     study_id = text_of(row.get("StudyInstanceUid")) or name
@@ -132,5 +141,5 @@ def _images(row: Mapping[str, Any], patient: str, root: Path) -> tuple[StudyImag
 
 
 def _text(row: Mapping[str, Any], column: str) -> str:
-    text = text_of(row.get(column))
-    return "" if text.lower() in ("nan", "none") else text
+    written = text_of(row.get(column))
+    return "" if written.lower() in ("nan", "none") else written
