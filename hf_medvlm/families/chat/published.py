@@ -279,13 +279,27 @@ def rename(key: str) -> str:
     return next((ours + key.removeprefix(theirs) for theirs, ours in RENAMED if key.startswith(theirs)), key)
 
 
-def to_published(model: LlavaForConditionalGeneration) -> dict[str, Tensor]:
-    """The state dict under the original names, the vision tower with it."""
+def to_published(model: LlavaForConditionalGeneration, words: int | None = None) -> dict[str, Tensor]:
+    """The state dict under the original names, the vision tower with it.
+
+    Args:
+        words: `vocab_size` of the original config.json, which knows no image token. Rows of the vocabulary behind it,
+            which training has added for that token, are left out; by default all are kept.
+
+    Raises:
+        ValueError: the model has fewer words.
+    """
     back = [(ours, theirs) for theirs, ours in RENAMED]
-    return {
+    published = {
         next(theirs + key.removeprefix(ours) for ours, theirs in back if key.startswith(ours)): value
         for key, value in model.state_dict().items()
     }
+    if words is not None:
+        for key in ("model.embed_tokens.weight", "lm_head.weight"):
+            if len(published[key]) < words:
+                raise ValueError(f"{key} has {len(published[key])} rows, and {words} are asked for")
+            published[key] = published[key][:words].clone()
+    return published
 
 
 def is_llava(folder: Path) -> bool:

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import published_layouts as layouts
 import pytest
 import torch
 from launch import free_port, together
@@ -21,7 +23,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
 
+from hf_medvlm.families.chat.model import LlavaReporter
+from hf_medvlm.families.chat.published import to_published
 from hf_medvlm.families.chat.tiny import make_processor, tiny_reporter, train_chat_tokenizer
+from hf_medvlm.sharing.export import export_model
 
 # several launches a test, and the first one that offloads compiles DeepSpeed's operators
 pytestmark = pytest.mark.timeout(2400)
@@ -135,11 +140,19 @@ STUDY = """{"bf16": {"enabled": true}, "zero_optimization": {"stage": 3, "offloa
     "gradient_clipping": 1.0, "train_batch_size": 32, "train_micro_batch_size_per_gpu": 8}"""
 
 
+PUBLISHED, TOWER = "liuhaotian/llava-v1.5-13b", "openai/clip-vit-large-patch14-336"
+
+
 def study(data: Path, out: Path, more: list[str]) -> list[list[str]]:
+    """The study's own command line, from the folders that its names stand for, out of the Hub's cache."""
     (out / "study.json").write_text(STUDY)
-    words = ["--deepspeed", str(out / "study.json"), "--bf16", "True", *SMALL, *QUIET, "--max_grad_norm", "1.0"]
-    words += ["--data_path", str(data / "chat.json"), "--per_device_train_batch_size", "8", "--max_steps", "2"]
-    return [[*words, "--gradient_accumulation_steps", "2", "--output_dir", str(out / "study")]]
+    layouts.in_cache(out / "hub", PUBLISHED, layouts.llava)
+    layouts.in_cache(out / "hub", TOWER, layouts.clip_336)
+    words = ["--deepspeed", str(out / "study.json"), "--model_name_or_path", PUBLISHED, "--vision_tower", TOWER]
+    words += ["--data_path", str(data / "chat.json"), "--image_folder", str(data), *LLAVA]
+    words += "--max_steps 2 --logging_steps 1 --max_new_tokens 4 --dataloader_num_workers 0".split()
+    words += "--max_grad_norm 1.0 --save_strategy no --eval_strategy no --learning_rate 1e-3".split()
+    return [[*words, "--output_dir", str(out / "study")]]
 
 
 def word_for_word(data: Path, model: Path, output: Path | str) -> list[str]:
@@ -184,7 +197,8 @@ def launched(data, root, tmp_path_factory):
             # DeepSpeed names its buffers after the port and leaves them; who opens them too early waits for ever
             paths = [Path(f"/dev/shm/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_{port}_{n}") for n in range(2)]
             with open(paths[0], "wb") as first, open(paths[1], "wb") as second:
-                output = together(script, folder / "runs.json", folder=folder, port=port)
+                hub = {"HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
+                output = together(script, folder / "runs.json", folder=folder, port=port, **hub)
                 links = [os.fstat(file.fileno()).st_nlink for file in (first, second)]
             done[mode] = Launch(folder, output, links, any(path.exists() for path in paths))
             for path in paths:
@@ -313,7 +327,33 @@ def test_qlora_under_zero3_is_refused(data, recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_studys_own_offload_file_runs_as_given(launched):
-    out = launched("zero3_offload").folder / "study"
+def test_the_studys_own_command_and_offload_file_from_the_published_folders_and_back(launched, tmp_path):
+    """A bare tokenizer.model, bf16 shards without a tower, the tower by its Hub id; then the same layout again."""
+    folder = launched("zero3_offload").folder
+    out, shards = folder / "study", layouts.in_cache(folder / "hub", PUBLISHED, layouts.llava)
     assert len(losses(out)) == 2
-    assert all(value.isfinite().all() for value in load_file(out / "model.safetensors").values())
+    trained = LlavaReporter.from_pretrained(out)
+    weights = trained.state_dict()
+    before = LlavaReporter.from_published(shards, vision_tower=tower(folder)).state_dict()
+    assert weights.keys() == before.keys() and all(value.isfinite().all() for value in weights.values())
+    for key, value in weights.items():  # the frozen tower too is in bf16, as the whole model was
+        is_as_before = torch.equal(value, before[key].bfloat16().float())
+        if value.dim() > 1:  # two steps on a norm of 1 are less than bf16 holds
+            assert is_as_before == key.startswith("model.vision_tower."), key
+    assert type(AutoModelForImageTextToText.from_pretrained(out)) is LlavaForConditionalGeneration
+    exported = export_model(out, tmp_path / "plain", dtype="bfloat16")  # its answers are those of the run, or it stops
+    assert type(AutoModelForImageTextToText.from_pretrained(exported.folder)) is LlavaForConditionalGeneration
+    published = to_published(trained, words=json.loads((shards / "config.json").read_text())["vocab_size"])
+    names = set(json.loads((shards / "pytorch_model.bin.index.json").read_text())["weight_map"])
+    assert names <= published.keys() and all("vision_tower" in key for key in published.keys() - names)
+    back = shutil.copytree(shards, tmp_path / "back", ignore=shutil.ignore_patterns("*.bin", "*.bin.index.json"))
+    torch.save({key: published[key].bfloat16() for key in names}, back / "pytorch_model.bin")
+    again = LlavaReporter.from_published(back, vision_tower=tower(folder)).state_dict()
+    for key, value in weights.items():
+        assert torch.equal(again[key].bfloat16().float(), value[: len(again[key])]), key
+    with pytest.raises(ValueError, match="lm_head.weight has .* rows|embed_tokens.weight has .* rows"):
+        to_published(trained, words=10**6)
+
+
+def tower(folder: Path) -> Path:
+    return layouts.in_cache(folder / "hub", TOWER, layouts.clip_336)
