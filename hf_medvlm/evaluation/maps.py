@@ -1,7 +1,7 @@
 """Maps over what a model sees -> maps over the whole image: the way back through resizing and cropping.
 
-Knows image processors by their attributes alone: a crop from the middle after the shorter side was resized, or the
-whole image squeezed to a square.
+Knows image processors by their attributes alone: a crop from the middle after the shorter side was resized, margins
+that make the image a square, or the whole image squeezed to one.
 """
 
 from __future__ import annotations
@@ -66,10 +66,16 @@ def crop_of(image_processor: Any) -> tuple[int | None, int | None]:
 def over_image(grid: Tensor, size: tuple[int, int], image_processor: Any) -> np.ndarray:
     """A map (h, w) over what the model sees -> (height, width) float32 over an image of `size` (width, height).
 
-    Bilinear; NaN where the crop has left the image out.
+    Bilinear; NaN where the crop has left the image out. What lies over the margins of an image that is padded to a
+    square, as LLaVA's are, is cut off.
     """
     resize_size, crop_size = crop_of(image_processor)
-    return to_image_size(grid.float().cpu(), *size, resize_size, crop_size, "bilinear")
+    width, height = size
+    if getattr(image_processor, "do_pad", False) and hasattr(image_processor, "pad_to_square"):
+        width = height = max(size)
+    whole = to_image_size(grid.float().cpu(), width, height, resize_size, crop_size, "bilinear")
+    left, top = (width - size[0]) // 2, (height - size[1]) // 2
+    return whole[top : top + size[1], left : left + size[0]]
 
 
 def thumbnail_map(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 STOPPED, CUT = 0, 1
+WITHOUT_MAPS = "without_maps"  # of a results file's `figures`: why there are none
 SHOWN_STUDIES, SHOWN_FINDINGS = 24, 3  # on the pages, with maps of where the model looked
 
 
@@ -97,6 +98,7 @@ class TextEvaluation(Evaluation):
     clinical_weights: str | None = None
     judge: Judge | None = None
     look: WordAttention | None = None
+    without_maps: str = field(default="", init=False, repr=False)
     _said: set[str] = field(default_factory=set, init=False, repr=False)
 
     def knows(self, name: str) -> bool:
@@ -141,13 +143,21 @@ class TextEvaluation(Evaluation):
         for row in batch["shown"].nonzero().flatten().tolist() if not sharded else ():
             text = self.text_of(generated[row].cpu().numpy())
             phrases = written_findings(text)[:SHOWN_FINDINGS]
-            drawn = phrase_maps(look, model, self.tokenizer, batch["prompts"], row, text, phrases)
+            try:
+                drawn = phrase_maps(look, model, self.tokenizer, *self.prompts_of(batch, row), text, phrases)
+            except (ValueError, NotImplementedError) as error:  # the latter of a tokenizer without offsets
+                self.without_maps = f"no maps of where it looked: {error}"
+                break
             found |= {(row, place): drawn[phrase] for place, phrase in enumerate(phrases)}
         shape = next((grid.shape for grid in found.values()), (0, 0))
         maps = torch.full((len(generated), SHOWN_FINDINGS, *shape), float("nan"))
         for (row, place), grid in found.items():
             maps[row, place] = grid
         return maps
+
+    def prompts_of(self, batch: dict[str, Any], row: int) -> tuple[Mapping[str, Tensor], int]:
+        """The prompts in which a study's is found, and its row there."""
+        return batch["prompts"], row
 
     def predict_images(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
         """`generated` ids (B, T) without the prompt, and `cut` (B,)."""
@@ -188,6 +198,8 @@ class TextEvaluation(Evaluation):
         for number, grids in enumerate(outputs.get("maps", ())):
             if np.isfinite(grids).any() and studies[number].frontal:
                 scores.predictions[number] |= self._shown(studies[number], texts[number], grids)
+        if self.without_maps:
+            scores.figures[WITHOUT_MAPS] = self.without_maps
         return scores
 
     def _shown(self, study: Study, text: str, grids: np.ndarray) -> dict[str, Any]:

@@ -58,6 +58,7 @@ FIGURES = record(
     curves=named(_named_curve),
     audit=named(named(_cell)),
     missing_metrics=named(text),
+    without_maps=text,
 )
 RESULTS = record(
     metrics=named(number),

@@ -113,7 +113,7 @@ def _head(run: Run) -> dict[str, Any]:
         "n": run.n if run.n is not None else len(run.predictions) or None,
         "groups": [{"title": title, "rows": found} for title, found in rows.items() if found],
         "baselines": list(run.baselines),
-        "missing": missing_lines(run.figures),
+        "missing": [*missing_lines(run.figures), *filter(None, [run.figures.get("without_maps")])],
         "curves": [
             {"title": "Loss", "x": "optimisation step", "y": "loss (nats)", "series": _thin(loss_series(run))},
             *(

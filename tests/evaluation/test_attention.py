@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from families import build
@@ -10,6 +11,7 @@ from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.evaluation.attention import phrase_maps, written_findings
 from hf_medvlm.evaluation.base import moved
 from hf_medvlm.families.captioners.attention import word_attention as of_captioners
+from hf_medvlm.families.chat.attention import stock_word_attention as of_any
 from hf_medvlm.families.chat.attention import word_attention as of_llava
 
 REPORT = "There is a small left pleural effusion. No pneumothorax. The heart is enlarged."
@@ -48,6 +50,22 @@ def test_each_word_is_looked_for_at_the_place_that_writes_it(family):
     assert not torch.allclose(look(model, prompts, 0, ids), whole, atol=1e-7)  # another image
 
 
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (30, 30)])
+def test_margins_that_made_the_image_a_square_are_cut_off(size):
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    from hf_medvlm.evaluation.maps import over_image
+
+    processor = LlavaImageProcessorPil(size={"shortest_edge": 8}, crop_size={"height": 8, "width": 8}, do_pad=True)
+    picture = np.zeros((size[1], size[0], 3), np.uint8)
+    picture[-size[1] // 4 :, : size[0] // 4] = 255  # at the bottom left
+    seen = torch.from_numpy(processor(picture, do_normalize=False, return_tensors="np")["pixel_values"][0, 0])
+    whole = over_image(seen, size, processor)
+    assert whole.shape == (size[1], size[0]) and np.isfinite(whole).all()
+    down, across = np.unravel_index(whole.argmax(), whole.shape)
+    assert down >= 0.7 * size[1] and across <= 0.3 * size[0]
+
+
 def test_a_phrase_s_map_is_the_mean_over_its_words(family):
     model, tokenizer, prompts, look = family
     phrase = "The heart is enlarged."
@@ -63,18 +81,23 @@ def test_a_phrase_s_map_is_the_mean_over_its_words(family):
     assert torch.allclose(found["Fracture of a rib."].flatten(), by_itself / by_itself.sum(), atol=1e-5)
 
 
-def test_the_page_of_a_captioner_gets_maps_of_what_was_written(splits, monkeypatch):
+@pytest.mark.parametrize("name", ["blip", "llava", "qwen2_5_vl", "smolvlm"])
+def test_the_page_of_a_model_that_writes_gets_maps_of_what_was_written(name, splits, monkeypatch):
     from hf_medvlm.evaluation.text import SHOWN_FINDINGS, TextEvaluation
 
-    built = build("blip", splits)
+    built = build(name, splits)
     evaluation, model = built.evaluation, built.model.eval()
-    evaluation.look = of_captioners
+    evaluation.look = {"blip": of_captioners, "llava": of_llava}.get(name, of_any)
     monkeypatch.setattr(TextEvaluation, "text_of", lambda self, ids: REPORT)
     rows = [StudyRows(splits.validate)[i] for i in range(3)]
     with torch.no_grad():
         batch = moved(evaluation.collate(rows), torch.device("cpu"))
         batch["shown"][2] = False
         outputs = {name: list(value.numpy()) for name, value in evaluation.predict(model, batch).items()}
+    if name == "smolvlm":  # it reads an image in tiles
+        scores = evaluation.score(outputs, [row.study for row in rows])
+        assert "maps" not in scores.predictions[0] and "tiles" in scores.figures["without_maps"]
+        return
     assert outputs["maps"][0].shape[0] == SHOWN_FINDINGS
     scores = evaluation.score(outputs, [row.study for row in rows])
     assert list(scores.predictions[0]["maps"]) == written_findings(REPORT)

@@ -22,6 +22,7 @@ from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.sources.vqa_rad import as_multi_turn
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Scores
+from hf_medvlm.families.chat.attention import stock_word_attention
 from hf_medvlm.families.chat.message_arguments import MessageModelArguments
 from hf_medvlm.families.chat.message_collator import MessageCollator
 from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
@@ -150,6 +151,7 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
         objective,
         max_new_tokens=args.model.max_new_tokens,
         num_beams=args.model.num_beams,
+        look=stock_word_attention,
         train_studies=splits.train,
         **args.model.clinical(),
     )

@@ -33,6 +33,7 @@ from hf_medvlm.data.sources.vqa_rad import as_multi_turn
 from hf_medvlm.data.splits import assign_splits
 from hf_medvlm.data.study import Study
 from hf_medvlm.families.chat.arguments import ChatModelArguments, ChatTrainingArguments, ConversationDataArguments
+from hf_medvlm.families.chat.attention import word_attention
 from hf_medvlm.families.chat.chat_template import set_chat_template
 from hf_medvlm.families.chat.collator import ChatCollator
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
@@ -243,6 +244,7 @@ def chat_trainer(model: Any, processor: LlavaProcessor, splits: Splits, args: Si
         objective,
         max_new_tokens=args.model.max_new_tokens,
         num_beams=args.model.num_beams,
+        look=word_attention,
         train_studies=splits.train,
         **args.model.clinical(),
     )

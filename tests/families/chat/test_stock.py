@@ -14,6 +14,7 @@ from test_messages import ANSWERS, QUESTION, picture, turns
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from hf_medvlm.families.chat import load_processor
+from hf_medvlm.families.chat.attention import stock_word_attention
 from hf_medvlm.families.chat.messages import encode_batch, encode_with_prompts
 from hf_medvlm.families.chat.packed_rows import PACKABLE, ROTARY, check_packable, pack_rows
 from hf_medvlm.families.chat.stock import ChatObjective, load_stock
@@ -56,6 +57,26 @@ def test_the_loss_is_that_of_the_whole_vocabulary_and_reaches_every_part(family:
     without = [key for key, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
     assert not without
     assert {parts.part_of(key) for key, _ in model.named_parameters()} == set(PARTS)
+
+
+def test_where_it_looked_is_told_where_one_image_is_one_grid(family: Any) -> None:
+    name, _, processor, model = family
+    told = "qwen2_5_vl qwen3_vl qwen3_5 gemma3 llava deepseek_vl".split()
+    messages = [as_messages(turns((f"<image>\n{QUESTION}", ANSWERS[1])))]
+    ids = torch.tensor(processor.tokenizer(ANSWERS[1], add_special_tokens=False)["input_ids"])
+    _, prompts = encode_with_prompts(messages, [[picture(90, 50, 0)]], processor)
+    if name not in told:
+        with pytest.raises(ValueError, match="one image that is read as one grid"):
+            stock_word_attention(model, prompts, 0, ids)
+        return
+    _, others = encode_with_prompts(messages, [[picture(90, 50, 3)]], processor)
+    before = model.config._attn_implementation
+    with torch.no_grad():
+        whole, first = (stock_word_attention(model.eval(), prompts, 0, part) for part in (ids, ids[:3]))
+        other = stock_word_attention(model, others, 0, ids)
+    assert whole.shape == (len(ids), round(whole.shape[1] ** 0.5) ** 2) and (whole >= 0).all()
+    assert torch.allclose(whole[:3], first, atol=1e-5)  # what is written later changes nothing
+    assert not torch.allclose(whole, other, atol=1e-7) and model.config._attn_implementation == before
 
 
 def test_a_batch_without_images_keeps_vision_and_connector_at_work(family: Any) -> None:
