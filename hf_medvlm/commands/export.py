@@ -21,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Write the folder and print the largest differences."""
-    from hf_medvlm.sharing.export import GGUF, export_model, export_onnx
+    from hf_medvlm.sharing.export import export_model, export_onnx, without_gguf
 
     if args.format == "gguf":
-        raise ValueError(GGUF)
+        raise ValueError(without_gguf())
     if args.format == "onnx":
         print(export_onnx(args.run, args.to))
     else:

@@ -75,7 +75,7 @@ class Predicted:
 
     def summary(self) -> str:
         """One line, or two where something was left out."""
-        line = f"{self.told} studies, in {self.folder}"
+        line = f"{self.told} {'study' if self.told == 1 else 'studies'}, in {self.folder}"
         if self.rejected:
             line += (
                 f"\n{len(self.rejected)} left out; {self.folder / REJECTED} names them; the first: {self.rejected[0]}"
@@ -354,7 +354,7 @@ def _settings(predictor: Predictor, found: NewStudies, options: PredictOptions) 
         studies.update(json.dumps(identity).encode())
     return {
         "model": model_hash(predictor.weights),
-        "told by": predictor.evaluation.settings(),
+        "the model's settings": predictor.evaluation.settings(),
         "dtype": str(predictor.model.dtype),
         "autocast": str(predictor.autocast),
         "studies": studies.hexdigest(),
@@ -376,7 +376,8 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
             return begun
         if main and not overwrite:
             raise ValueError(
-                f"{folder} holds predictions with other {', '.join(other)}; name another --out, or add --overwrite"
+                f"{folder} holds predictions that were made with other values of {', '.join(other)}; name another --out, "
+                "or add --overwrite"
             )
         if main:
             shutil.rmtree(folder / PARTS, ignore_errors=True)

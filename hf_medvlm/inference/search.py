@@ -59,7 +59,7 @@ class Index:
         if missing:
             raise ValueError(
                 f"{folder} holds no index ({', '.join(missing)} is not there); make one with "
-                f"`hf-medvlm index RUN IMAGES --out {folder}`, which goes on where it was interrupted"
+                f"`hf-medvlm index RUN IMAGES --out FOLDER`, which goes on where it was interrupted"
             )
         self.info: dict[str, Any] = INFO(load_json(self.folder / RUN, dict), f"{self.folder / RUN}:")
 

@@ -6,6 +6,7 @@ is an error.
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from dataclasses import dataclass, field
@@ -46,11 +47,6 @@ LLAVA_NAMES = (("vision_tower.", "vision_tower.vision_model."),)
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.01}
 """Of logits and embeddings, relative to the largest of them."""
 ONNX_TOLERANCE = 1e-4
-GGUF = """\
-GGUF is written by llama.cpp's own converters, which no Python package carries: the `gguf` package writes tensors and
-knows no model. What they read is a plain folder, which `hf-medvlm export RUN --to DIR` writes; docs/serve.md has the
-commands. Missing here: llama.cpp's checkout, its convert_hf_to_gguf.py and, for LLaVA-1.5's eyes, its
-tools/mtmd/legacy-models."""
 
 
 @dataclass
@@ -164,6 +160,20 @@ def _opens_with(model: Any) -> str:
     if ours:
         return f"{type(model).__name__} opens with AutoModel once hf_medvlm.families is imported"
     return f"{type(model).__name__} opens with plain transformers; docs/serve.md says how to serve it"
+
+
+def without_gguf() -> str:
+    """Why no GGUF is written, and what is missing on this machine."""
+    try:
+        package = f"version {importlib.metadata.version('gguf')} is installed here, and is not enough"
+    except importlib.metadata.PackageNotFoundError:
+        package = "not installed here, and not enough if it were"
+    return (
+        "GGUF is written by llama.cpp's own converters, which no Python package carries: the `gguf` package "
+        f"({package}) writes tensors and knows no model. What the converters read is a plain folder, which `hf-medvlm "
+        "export RUN --to DIR` writes; docs/serve.md has the commands. Missing here: llama.cpp's checkout, its "
+        "convert_hf_to_gguf.py and, for LLaVA-1.5's eyes, its tools/mtmd/legacy-models"
+    )
 
 
 # -- ONNX --------------------------------------------------------------------------------------------------------------

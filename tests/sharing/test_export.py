@@ -162,11 +162,26 @@ def _pixels(predictor, path) -> np.ndarray:
     return predictor.collate([Row(studies[0])])["pixel_values"].numpy()
 
 
-def test_what_is_not_exported_says_why(saved, tmp_path, capsys):
+def test_what_is_not_exported_says_why(saved, tmp_path, capsys, monkeypatch):
+    import importlib.metadata
+
+    version, there = importlib.metadata.version, [False]
+
+    def versions(name):
+        if name != "gguf":
+            return version(name)
+        if there:
+            return "0.17.1"
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", versions)
     for words, error in (
         (["--format", "onnx"], "exports encoders"),
-        (["--format", "gguf"], "convert_hf_to_gguf.py"),
+        (["--format", "gguf"], "(version 0.17.1 is installed here, and is not enough)"),
+        (["--format", "gguf"], "(not installed here, and not enough if it were)"),
+        (["--format", "gguf"], "Missing here: llama.cpp's checkout, its convert_hf_to_gguf.py"),
     ):
+        there = [True] if "0.17.1" in error else []
         with pytest.raises(SystemExit):
             main(["export", str(saved("blip")), "--to", str(tmp_path / "x"), *words])
         assert error in capsys.readouterr().err
