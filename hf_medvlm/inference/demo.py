@@ -61,7 +61,7 @@ class Demo:
         """What the page shows fields for."""
         return {
             "family": self.predictor.family,
-            "model": "/".join(self.predictor.folder.resolve().parts[-2:]),  # of runs/train_medklip/1 the 1 says little
+            "model": "/".join(self.predictor.folder.absolute().parts[-2:]),  # of runs/train_medklip/1 the 1 says little
             "ask": "ask" in self.predictor.abilities,
             "ground": "ground" in self.predictor.abilities,
         }

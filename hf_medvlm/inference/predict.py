@@ -376,8 +376,8 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
             return begun
         if main and not overwrite:
             raise ValueError(
-                f"{folder} holds predictions that were made with other values of {', '.join(other)}; name another --out, "
-                "or add --overwrite"
+                f"{folder} holds predictions that were made with another value of {', '.join(other)}; "
+                "name another --out, or add --overwrite"
             )
         if main:
             shutil.rmtree(folder / PARTS, ignore_errors=True)
