@@ -7,6 +7,7 @@ transformers. `import hf_medvlm.families` registers every family with the Auto c
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -34,6 +35,13 @@ __all__ = [
     "__version__",
     "load",
 ]
+
+_SAYS_NOTHING = {  # logger of another library -> how a warning begins that is no news on a machine without a GPU
+    "DeepSpeed": "Setting accelerator to CPU",
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
+}
+for _name, _start in _SAYS_NOTHING.items():
+    logging.getLogger(_name).addFilter(lambda record, start=_start: not record.getMessage().startswith(start))
 
 _MODULES = {  # public name -> the module that defines it
     "BioViLTModel": "families.biovil_t.model",

@@ -42,6 +42,19 @@ def test_public_names_are_imported_when_asked_for():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_warnings_of_other_libraries_that_say_nothing_are_not_shown(capfd):
+    """And those that do say something are; in a Python of its own, which has imported nothing else."""
+    code = (
+        "import hf_medvlm, logging; logging.basicConfig()\n"
+        "deepspeed = logging.getLogger('DeepSpeed'); ops = logging.getLogger('bitsandbytes.backends.cpu.ops')\n"
+        "deepspeed.warning('Setting accelerator to CPU. If you have GPU ...'); deepspeed.warning('out of room')\n"
+        "ops.warning('Failed to load CPU gemm_4bit_forward from %s', 'x'); ops.warning('%d is wide', 4)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    told = capfd.readouterr().err
+    assert "out of room" in told and "4 is wide" in told and "CPU" not in told
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of the checkout in a folder of their own: what is built here leaves nothing in the checkout."""
