@@ -132,7 +132,12 @@ def together(*words: Any, folder: Path | None = None, port: int | None = None, *
     Raises:
         AssertionError: one of them did not end with status 0; the other is killed then.
     """
-    shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
+    shared: dict[str, Any] = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "DS_ACCELERATOR": "cpu",
+    }
     shared |= {"MASTER_PORT": str(port or free_port()), **environment}
     ranks = [start(*words, folder=folder, RANK=str(n), LOCAL_RANK=str(n), **shared) for n in range(2)]
     deadline = time.monotonic() + TIMEOUT
