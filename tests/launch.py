@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -126,30 +127,35 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
+def ranks(*words: Any, folder: Path | None = None, port: int | None = None, **environment: str) -> list[Launched]:
+    """`python WORDS...` in two processes of one group, as torchrun starts them."""
+    group: dict[str, Any] = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    group |= {"DS_ACCELERATOR": "cpu", "MASTER_PORT": str(port or free_port()), **environment}
+    return [start(*words, folder=folder, RANK=str(number), LOCAL_RANK=str(number), **group) for number in range(2)]
+
+
 def together(*words: Any, folder: Path | None = None, port: int | None = None, **environment: str) -> str:
-    """`python WORDS...` in two processes of one group, as torchrun starts them; gives what the two printed.
+    """As `ranks`, to their end; gives what the two printed.
 
     Raises:
         AssertionError: one of them did not end with status 0; the other is killed then.
     """
-    shared: dict[str, Any] = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "DS_ACCELERATOR": "cpu",
-    }
-    shared |= {"MASTER_PORT": str(port or free_port()), **environment}
-    ranks = [start(*words, folder=folder, RANK=str(n), LOCAL_RANK=str(n), **shared) for n in range(2)]
-    deadline = time.monotonic() + TIMEOUT
-    while any(rank.poll() is None for rank in ranks):
-        if any(rank.poll() for rank in ranks) or time.monotonic() > deadline:
+    both, deadline = ranks(*words, folder=folder, port=port, **environment), time.monotonic() + TIMEOUT
+    while any(rank.poll() is None for rank in both):
+        if any(rank.poll() for rank in both) or time.monotonic() > deadline:
             time.sleep(2)  # the one that fails for its neighbour's sake says so
-            for rank in ranks:
-                if rank.poll() is None:
-                    rank.send_signal(signal.SIGKILL)
-                    rank.wait()
+            kill(both)
             break
-        multiprocessing.connection.wait([rank._process.sentinel for rank in ranks if rank.poll() is None], timeout=1)
-    printed = "".join(rank.stdout + rank.stderr[-6000:] for rank in ranks)
-    assert [rank.returncode for rank in ranks] == [0, 0], printed[-12000:]
+        wait([rank._process.sentinel for rank in both if rank.poll() is None], timeout=1)
+    printed = "".join(rank.stdout + rank.stderr[-6000:] for rank in both)
+    assert [rank.returncode for rank in both] == [0, 0], printed[-12000:]
     return printed
+
+
+def kill(running: list[Launched]) -> None:
+    """With -9, those that still run, all before the first is waited for."""
+    for one in running:
+        if one.poll() is None:
+            one.send_signal(signal.SIGKILL)
+    for one in running:
+        one.wait()

@@ -18,7 +18,7 @@ import numpy as np
 import published_layouts as layouts
 import pytest
 import torch
-from launch import free_port, together
+from launch import free_port, kill, ranks, together
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, LlavaForConditionalGeneration
@@ -233,18 +233,17 @@ def test_what_an_earlier_run_left_in_shared_memory_is_not_waited_for_and_nothing
 
 @pytest.mark.slow
 def test_llavas_command_line_word_for_word_killed_and_resumed(data, root, tmp_path, launched):
-    """Under the launcher `deepspeed`, with ZeRO-3; beside a run of the same words that nobody cut."""
+    """Under ZeRO-3, beside a run of the same words that nobody cut; resumed by the launcher `deepspeed`."""
     wanted = losses(launched("zero3").folder / "uncut")
     assert len(wanted) == 8
     words = [str(root / "recipes" / "llava_mimic.py"), "--deepspeed", str(root / "ds_configs" / "zero3.json")]
     words += word_for_word(data, tmp_path / "model", "cut")
-    killed = deepspeed(*words, cwd=tmp_path)
+    killed = ranks(*words, folder=tmp_path)
     deadline = time.time() + 1200
     while not (tmp_path / "cut" / "checkpoint-4" / "trainer_state.json").exists() and time.time() < deadline:
-        assert killed.poll() is None, killed.communicate()[0][-3000:]
+        assert all(rank.poll() is None for rank in killed), killed[0].stderr[-3000:] + killed[1].stderr[-3000:]
         time.sleep(0.2)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate(timeout=600)
+    kill(killed)
     assert not (tmp_path / "cut" / "run.json").exists()
     output = finished(deepspeed(*words, "--resume_from_checkpoint", cwd=tmp_path))
     assert "wandb is not installed" in output and "--evaluation_strategy is now --eval_strategy" in output
