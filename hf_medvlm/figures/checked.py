@@ -40,9 +40,8 @@ def _grid(value: Any, place: str) -> Any:
 
 def _matrix(value: Any, place: str) -> Any:
     value = record("labels matrix", labels=many(text), matrix=many(many(count)))(value, place)
-    if any(row is None or len(row) != len(value["labels"]) for row in value["matrix"]):
-        raise ValueError(f"{place}: the matrix does not fit its labels; run the evaluation again")
-    if len(value["matrix"]) != len(value["labels"]):
+    labels = len(value["labels"])
+    if [len(row or ()) for row in value["matrix"]] != [labels] * labels:
         raise ValueError(f"{place}: the matrix does not fit its labels; run the evaluation again")
     return value
 

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import datasets
 import evaluate
 import numpy as np
 
@@ -18,7 +17,7 @@ from hf_medvlm.labels import CHEXPERT_14
 from hf_medvlm.language.descriptions import Description, comparing_sentences, describe_findings
 from hf_medvlm.language.negation import ABSENT, PRESENT
 from hf_medvlm.language.tongues import not_english
-from hf_medvlm.metrics.base import InMemory
+from hf_medvlm.metrics.base import InMemory, text_pairs_info
 from hf_medvlm.metrics.intervals import bootstrap_ratios
 
 AUDITED = tuple(name for name in CHEXPERT_14 if name != "No Finding")
@@ -179,13 +178,7 @@ class Metric(InMemory, evaluate.Metric):
     """
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description=__doc__,
-            citation="",
-            inputs_description=audit.__doc__,
-            features=datasets.Features({"predictions": text, "references": text}),
-        )
+        return text_pairs_info(__doc__, audit.__doc__)
 
     def _compute(
         self,

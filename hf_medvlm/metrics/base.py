@@ -46,21 +46,25 @@ def numbers(name: str, rows: Any) -> np.ndarray:
         raise ValueError(f"{name} must be numbers, rows of one length: {clipped(str(error))}") from error
 
 
-def text_pairs_info(description: str | None) -> MetricInfo:
+def text_pairs_info(
+    description: str | None,
+    inputs: str | None = "predictions: texts; references: texts.",
+    several_references: bool = False,
+) -> MetricInfo:
     """What `evaluate` is told of a metric that compares a text with a text.
 
     Args:
         description: the docstring of the metric's module.
+        inputs: of its `compute`.
+        several_references: whether a prediction may have a list of references.
     """
     from evaluate import MetricInfo
 
     text = datasets.Value("string")
-    return MetricInfo(
-        description=description or "",
-        citation="",
-        inputs_description="predictions: texts; references: texts.",
-        features=datasets.Features({"predictions": text, "references": text}),
-    )
+    features = datasets.Features({"predictions": text, "references": text})
+    if several_references:
+        features = [datasets.Features({"predictions": text, "references": datasets.Sequence(text)}), features]
+    return MetricInfo(description=description or "", citation="", inputs_description=inputs or "", features=features)
 
 
 class InMemory(_Metric):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
 
-import datasets
 import evaluate
 import numpy as np
 
@@ -280,16 +279,8 @@ class Metric(base.InMemory, evaluate.Metric):
         super().__init__(config_name=config_name, **options)
 
     def _info(self) -> evaluate.MetricInfo:
-        text = datasets.Value("string")
-        return evaluate.MetricInfo(
-            description="Text metrics of generated radiology reports, offline.",
-            citation="",
-            inputs_description="predictions: texts; references: texts, or lists of texts.",
-            features=[
-                datasets.Features({"predictions": text, "references": datasets.Sequence(text)}),
-                datasets.Features({"predictions": text, "references": text}),
-            ],
-        )
+        inputs = "predictions: texts; references: texts, or lists of texts."
+        return base.text_pairs_info(__doc__, inputs, several_references=True)
 
     def _compute(
         self, predictions: list[str], references: list[str] | list[list[str]], **keywords: Any
