@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
@@ -102,3 +104,22 @@ class InMemory(_Metric):
         if len(batch["predictions"]):
             return super()._infer_feature_from_batch(batch)
         return self.features[0] if isinstance(self.features, list) else self.features  # evaluate asks the first row
+
+
+class WeightsInFolder(InMemory):
+    """An `InMemory` metric of pairs of texts that reads weights, as the `score` of its module does."""
+
+    default_name = ""
+
+    def __init__(
+        self,
+        config_name: str | None = None,
+        weights: str | Path | None = None,
+        device: str | None = None,
+        **options: Any,
+    ) -> None:
+        self.weights, self.device = weights, device
+        super().__init__(config_name=config_name or self.default_name, **options)
+
+    def _info(self) -> MetricInfo:
+        return text_pairs_info(sys.modules[type(self).__module__].__doc__)

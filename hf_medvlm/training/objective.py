@@ -81,14 +81,15 @@ class TokenObjective:
         # A cache would let the samples of a packed row see one another (transformers falls back to a causal mask).
         outputs = model(**{name: value for name, value in batch.items() if name != "labels"}, use_cache=False)
         nll, tokens = token_losses(outputs.logits[:, -labels.shape[1] :], labels, self.label_smoothing)
-        total = tokens.sum() if denominators is None else denominators["tokens"]
-        loss = nll.sum() / total.clamp(min=1)
-        return ObjectiveOutput(
-            loss=loss,
-            loss_terms={"cross_entropy": loss.detach()},
-            per_study={"nll": nll.detach(), "tokens": tokens},
-            outputs=outputs,
-        )
+        return mean_over_tokens(nll, tokens, outputs, denominators)
+
+
+def mean_over_tokens(nll: Tensor, tokens: Tensor, outputs: Any, denominators: Counts | None) -> ObjectiveOutput:
+    """The mean of `nll` (B,), in nats, over `tokens` (B,), or over those of the global batch."""
+    total = tokens.sum() if denominators is None else denominators["tokens"]
+    loss = nll.sum() / total.clamp(min=1)
+    terms, per_study = {"cross_entropy": loss.detach()}, {"nll": nll.detach(), "tokens": tokens}
+    return ObjectiveOutput(loss=loss, loss_terms=terms, per_study=per_study, outputs=outputs)
 
 
 @dataclass

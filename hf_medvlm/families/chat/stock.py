@@ -64,7 +64,7 @@ class ChatObjective:
         self, model: nn.Module, batch: Mapping[str, Tensor], denominators: Mapping[str, Tensor] | None = None
     ) -> Any:
         """As `training.objective.Objective`; `per_study` holds `nll` (summed, in nats) and `tokens`."""
-        from hf_medvlm.training.objective import ObjectiveOutput
+        from hf_medvlm.training.objective import mean_over_tokens
 
         labels = batch["labels"]
         columns = (labels[:, 1:] != IGNORE_INDEX).any(0).nonzero()[:, 0]  # each predicts the next
@@ -77,11 +77,4 @@ class ChatObjective:
         # token_losses shifts by one: a column in front, whose target is not read, makes up for it
         shifted = torch.cat((targets.new_full((len(targets), 1), IGNORE_INDEX), targets), 1)
         nll, tokens = token_losses(torch.cat((outputs.logits, outputs.logits[:, -1:]), 1), shifted)
-        total = tokens.sum() if denominators is None else denominators["tokens"]
-        loss = nll.sum() / total.clamp(min=1)
-        return ObjectiveOutput(
-            loss=loss,
-            loss_terms={"cross_entropy": loss.detach()},
-            per_study={"nll": nll.detach(), "tokens": tokens},
-            outputs=outputs,
-        )
+        return mean_over_tokens(nll, tokens, outputs, denominators)

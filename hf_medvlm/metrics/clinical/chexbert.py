@@ -14,7 +14,7 @@ from typing import Any
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemory, text_pairs_info
+from hf_medvlm.metrics.base import WeightsInFolder
 from hf_medvlm.metrics.clinical.results import ClinicalResult, check_pairs
 from hf_medvlm.metrics.clinical.weights import default_device, find_file, read_pickled_weights
 
@@ -177,21 +177,10 @@ def score(
     return result
 
 
-class Metric(InMemory, evaluate.Metric):
+class Metric(WeightsInFolder, evaluate.Metric):
     """`metrics.load("chexbert", weights=FOLDER).compute(predictions=texts, references=texts)`, as in `score`."""
 
-    def __init__(
-        self,
-        config_name: str = "chexbert",
-        weights: str | Path | None = None,
-        device: str | None = None,
-        **options: Any,
-    ) -> None:
-        self.weights, self.device = weights, device
-        super().__init__(config_name=config_name, **options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return text_pairs_info(__doc__)
+    default_name = "chexbert"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         result = score(predictions, references, self.weights, self.device)

@@ -13,7 +13,7 @@ from typing import Any
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemory, text_pairs_info
+from hf_medvlm.metrics.base import WeightsInFolder
 from hf_medvlm.metrics.bleu import bleu_counts, coco_bleu
 from hf_medvlm.metrics.clinical import bertscore, chexbert, radgraph
 from hf_medvlm.metrics.clinical.results import ClinicalResult, check_pairs
@@ -73,21 +73,10 @@ def combine(parts: ClinicalResult, predictions: Sequence[str], references: Seque
     return parts
 
 
-class Metric(InMemory, evaluate.Metric):
+class Metric(WeightsInFolder, evaluate.Metric):
     """`metrics.load("radcliq", weights=FOLDER).compute(predictions=texts, references=texts)`, as in `score`."""
 
-    def __init__(
-        self,
-        config_name: str = "radcliq",
-        weights: str | Path | None = None,
-        device: str | None = None,
-        **options: Any,
-    ) -> None:
-        self.weights, self.device = weights, device
-        super().__init__(config_name=config_name, **options)
-
-    def _info(self) -> evaluate.MetricInfo:
-        return text_pairs_info(__doc__)
+    default_name = "radcliq"
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         result = score(predictions, references, self.weights, self.device)

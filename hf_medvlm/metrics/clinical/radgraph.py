@@ -19,7 +19,7 @@ from typing import Any
 import evaluate
 import numpy as np
 
-from hf_medvlm.metrics.base import InMemory, text_pairs_info
+from hf_medvlm.metrics.base import WeightsInFolder
 from hf_medvlm.metrics.clinical.results import ClinicalResult, check_pairs
 from hf_medvlm.metrics.clinical.weights import MissingWeights, default_device, find_file, require_package
 
@@ -182,22 +182,14 @@ def score_annotations(
     return result
 
 
-class Metric(InMemory, evaluate.Metric):
+class Metric(WeightsInFolder, evaluate.Metric):
     """`metrics.load("radgraph", weights=FOLDER).compute(predictions=texts, references=texts)`, as in `score`."""
 
-    def __init__(
-        self,
-        config_name: str = "radgraph",
-        weights: str | Path | None = None,
-        device: str | None = None,
-        model: str | None = None,
-        **options: Any,
-    ) -> None:
-        self.weights, self.device, self.model = weights, device, model
-        super().__init__(config_name=config_name, **options)
+    default_name = "radgraph"
 
-    def _info(self) -> evaluate.MetricInfo:
-        return text_pairs_info(__doc__)
+    def __init__(self, config_name: str | None = None, model: str | None = None, **options: Any) -> None:
+        self.model = model
+        super().__init__(config_name, **options)
 
     def _compute(self, predictions: list[str], references: list[str]) -> dict[str, Any]:
         result = score(predictions, references, self.weights, self.device, self.model)
