@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import math
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ from hf_medvlm.families.biovil_t.published import FC, from_published, published_
 from hf_medvlm.families.biovil_t.temporal import TemporalPooler
 from hf_medvlm.labels import IGNORE_INDEX
 from hf_medvlm.losses import duplicate_targets, gloria_local, info_nce, patch_evidence
-from hf_medvlm.models.contrast import check_contrast, gather_rows
+from hf_medvlm.models.contrast import add_loss
 from hf_medvlm.models.convert.checkpoint import load_weights
 from hf_medvlm.models.norms import ChannelNorm, replace_batch_norms
 from hf_medvlm.models.outputs import BioViLTImageFeatures, BioViLTOutput
@@ -178,16 +177,7 @@ class BioViLTModel(KeepsFrozen, PreTrainedModel):
         rows |= {name: value for name, value in targets.items() if value is not None}
         output.representations = rows
         if pair_ids is not None:
-            rows = rows | {"pair_ids": pair_ids}
-            if self.training:
-                rows = gather_rows(rows)
-                check_contrast(rows["pair_ids"])
-        if len(rows.get("pair_ids", ())) > 1:
-            terms = self.loss_terms_of(rows)
-            output.loss = reduce(torch.add, terms.values())
-            output.loss_terms = {name: term.detach() for name, term in terms.items()}
-        elif pair_ids is not None:  # evaluation's last batch may hold a single pair: nothing to contrast it with
-            output.loss = rows["image_embeds"].new_zeros(())
+            add_loss(output, rows | {"pair_ids": pair_ids}, self.loss_terms_of, self.training)
         return output
 
     def represent(

@@ -11,7 +11,6 @@ ConVIRT (Zhang et al. 2020, arXiv 2010.00747), CLIP (Radford et al. 2021, arXiv 
 from __future__ import annotations
 
 import math
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ from transformers import initialization as init
 
 from hf_medvlm import losses
 from hf_medvlm.families.dual_encoder.published import IGNORABLE, read_published
-from hf_medvlm.models.contrast import check_contrast, gather_rows
+from hf_medvlm.models.contrast import add_loss
 from hf_medvlm.models.convert.checkpoint import load_weights
 from hf_medvlm.models.declared import check_declared
 from hf_medvlm.models.encoding import encode_image, encode_text
@@ -389,16 +388,7 @@ class DualEncoderModel(KeepsFrozen, PreTrainedModel):
             kept=maps.get("kept"),
         )
         if pair_ids is not None:
-            rows = rows | {"pair_ids": pair_ids}
-            if self.training:
-                rows = gather_rows(rows)
-                check_contrast(rows["pair_ids"])
-        if len(rows.get("pair_ids", ())) > 1:
-            terms = self.loss_terms_of(rows)
-            output.loss = reduce(torch.add, terms.values())
-            output.loss_terms = {name: term.detach() for name, term in terms.items()}
-        elif pair_ids is not None:  # evaluation's last batch may hold a single pair: nothing to contrast it with
-            output.loss = rows["image_embeds"].new_zeros(())
+            add_loss(output, rows | {"pair_ids": pair_ids}, self.loss_terms_of, self.training)
         return output
 
 
