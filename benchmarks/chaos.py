@@ -83,8 +83,8 @@ def start(
         os.dup2(handle, 1)
         os.dup2(handle, 2)
         if world > 1:
-            found = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
-            os.environ.update({name: str(value) for name, value in found.items()})
+            environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            os.environ.update({name: str(value) for name, value in environment.items()})
             os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         folder = words[words.index("--output_dir") + 1]
         count = _watch_files(folder, at)
@@ -169,14 +169,14 @@ def attempt(
 
 def where(folder: Path, steps: int) -> str:
     """What a run was at when it was killed, by what it left."""
-    found = all_checkpoints(folder)
+    checkpoints = all_checkpoints(folder)
     if (folder / "run.json").exists():
         return "drawing"
-    if any(what_is_wrong(path) for path in found):
+    if any(what_is_wrong(path) for path in checkpoints):
         return "saving"
-    if not found:
+    if not checkpoints:
         return "beginning"
-    return "evaluating" if found[0].name == f"checkpoint-{steps}" else "training"
+    return "evaluating" if checkpoints[0].name == f"checkpoint-{steps}" else "training"
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -203,9 +203,9 @@ def torment(family: str, kills: int, world: int, seed: int, home: Path) -> dict[
     Raises:
         SystemExit: a run ended differently, or with an error.
     """
-    recipe, own = FAMILIES[family]
+    recipe, options = FAMILIES[family]
     main = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))["main"]
-    words = [*SMALL.split(), *own.split()]
+    words = [*SMALL.split(), *options.split()]
     draw, log = random.Random(f"{seed} {family} {world}"), home / "log"
     attempt(main, [*words, "--output_dir", str(home / "whole")], log, world, 0, 0, 0)
     for name in log.with_suffix(".modules").read_text().splitlines():  # so that the others need not
@@ -239,8 +239,8 @@ def torment(family: str, kills: int, world: int, seed: int, home: Path) -> dict[
             places[where(folder, 6)] += 1
         if finished or is_finished(folder):
             ended += 1
-            found = outcome(folder)
-            different = [name for name in wanted if found[name] != wanted[name]]
+            outcomes = outcome(folder)
+            different = [name for name in wanted if outcomes[name] != wanted[name]]
             if different:
                 print(log.read_text(errors="replace")[-3000:])
                 raise SystemExit(f"{family}: {', '.join(different)} differ after {dict(places)}; see {home}")

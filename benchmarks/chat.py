@@ -266,11 +266,11 @@ def time_training(options: argparse.Namespace) -> None:
         if ended.returncode:
             print(f"train     {kind}: cannot run here: {(ended.stderr.strip().splitlines() or ['killed'])[-1]}")
             continue
-        found = json.loads(ended.stdout.splitlines()[-1])
-        share = found["tflops"] / options.peak_tflops
+        measured = json.loads(ended.stdout.splitlines()[-1])
+        share = measured["tflops"] / options.peak_tflops
         print(
-            f"train     {kind}: {found['tokens']:,.0f} tokens/s, {found['memory']:.1f} GiB, "
-            f"{found['tflops']:.3g} TFLOP/s, MFU {share:.1%}",
+            f"train     {kind}: {measured['tokens']:,.0f} tokens/s, {measured['memory']:.1f} GiB, "
+            f"{measured['tflops']:.3g} TFLOP/s, MFU {share:.1%}",
             flush=True,
         )
 

@@ -103,8 +103,8 @@ def rates(samples: Sequence[Sample], processor: Any, batch: int, rounds: int = 3
             for group in groups:
                 way(group, processor)
             seconds[name].append(time.perf_counter() - start)
-    found = {name: len(samples) / min(taken) for name, taken in seconds.items()}
-    return found | {"ratio": statistics.median(b / a for a, b in zip(*seconds.values(), strict=True))}
+    by_name = {name: len(samples) / min(taken) for name, taken in seconds.items()}
+    return by_name | {"ratio": statistics.median(b / a for a, b in zip(*seconds.values(), strict=True))}
 
 
 # ------------------------------------------------------------------------------------------- cases
@@ -132,9 +132,9 @@ def cases(sample: Sample, processor: Any) -> dict[str, tuple[str, str]]:
         )
 
     def images_kept(batch: dict[str, torch.Tensor]) -> str:
-        found = int((batch["input_ids"] == processor.image_token_id).sum())
+        left = int((batch["input_ids"] == processor.image_token_id).sum())
         wanted = int(batch["image_grid_thw"].prod(-1).sum()) // processor.image_processor.merge_size**2
-        return f"{found} of the {wanted} tokens of the image left"
+        return f"{left} of the {wanted} tokens of the image left"
 
     dropping, endless = copy.copy(processor), copy.copy(processor)
     # a template that reads a text where its content is a list of blocks: it writes nothing of it
@@ -191,10 +191,8 @@ def report(count: int, batch: int) -> None:
     assert stop_ids(processor)
     print(f"TRL {trl.__version__}, {count} samples with an image each, in batches of {batch}")
     print(f"TRL       {compare(samples[:batch], processor)}")
-    found = rates(samples, processor, batch)
-    print(
-        f"TRL       samples/s ours {found['ours']:,.0f}, TRL {found['TRL']:,.0f}: {found['ratio']:.2f} x, taken in turn"
-    )
+    rate = rates(samples, processor, batch)
+    print(f"TRL       samples/s ours {rate['ours']:,.0f}, TRL {rate['TRL']:,.0f}: {rate['ratio']:.2f} x, taken in turn")
     for case, (mine, other) in cases(samples[0], processor).items():
         print(f"TRL       {case}: ours {mine}; TRL {other}")
 

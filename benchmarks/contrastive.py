@@ -90,8 +90,13 @@ def measure(step, inputs: list, options: argparse.Namespace) -> dict[str, float]
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     memory = torch.cuda.max_memory_allocated() / 2**20 if device.type == "cuda" else resident
     tflops = counter.get_total_flops() / 1e12
-    found = {"loss": loss, "images_per_second": options.batch / seconds, "step_seconds": seconds, "memory_mb": memory}
-    return found | {"tflop": tflops, "mfu": tflops / seconds / options.peak_tflops if options.peak_tflops else 0.0}
+    measured = {
+        "loss": loss,
+        "images_per_second": options.batch / seconds,
+        "step_seconds": seconds,
+        "memory_mb": memory,
+    }
+    return measured | {"tflop": tflops, "mfu": tflops / seconds / options.peak_tflops if options.peak_tflops else 0.0}
 
 
 def trainer_like(model: torch.nn.Module, loss_of, options: argparse.Namespace):
@@ -215,7 +220,7 @@ CONTENDERS = {
 
 def alternate(names: list[str], options: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """Each contender once a round, in a process of its own, so that a busy machine is busy for all of them."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    rounds_of: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for _ in range(options.rounds):
         for name in names:
             command = [sys.executable, __file__, "--contender", name, *sys.argv[1:]]
@@ -223,15 +228,15 @@ def alternate(names: list[str], options: argparse.Namespace) -> dict[str, list[d
             if ended.returncode:
                 print(f"{name} cannot run here: {ended.stderr.strip().splitlines()[-1]}", flush=True)
                 continue
-            found[name].append(json.loads(ended.stdout.splitlines()[-1]))
-    return found
+            rounds_of[name].append(json.loads(ended.stdout.splitlines()[-1]))
+    return rounds_of
 
 
-def table(found: dict[str, list[dict[str, float]]]) -> None:
+def table(measured: dict[str, list[dict[str, float]]]) -> None:
     """The median round of each contender, and how many times faster the first is than each."""
     medians = {
         name: sorted(rounds, key=lambda row: row["images_per_second"])[len(rounds) // 2]
-        for name, rounds in found.items()
+        for name, rounds in measured.items()
         if rounds
     }
     first = next(iter(medians), None)

@@ -216,8 +216,8 @@ def score(row: Row, cases: Sequence[Case], reading: Reading) -> dict[str, float]
 
     def scores(truths: Sequence[State], positive: tuple[int, ...]) -> list[float]:
         true = np.array([truth in positive for truth in truths], dtype=bool)
-        found = np.array([state in positive for _, state in judged], dtype=bool)
-        return [float(value) for value in precision_recall_f1(found, true)]
+        predicted = np.array([state in positive for _, state in judged], dtype=bool)
+        return [float(value) for value in precision_recall_f1(predicted, true)]
 
     strict = scores([truth for truth, _ in pairs], (1,))
     return {
@@ -256,7 +256,7 @@ def render(table: Mapping[str, Mapping[str, float]], base: Mapping[str, Mapping[
 
 def _mean(table: Mapping[str, Mapping[str, float]], keys: Sequence[str]) -> dict[str, float]:
     values = {key: [row[key] for row in table.values() if not np.isnan(row[key])] for key in keys}
-    return {key: float(np.mean(found)) if found else float("nan") for key, found in values.items()}
+    return {key: float(np.mean(scores)) if scores else float("nan") for key, scores in values.items()}
 
 
 def report(title: str, cases: Sequence[Case], rows: Sequence[Row], roots: Sequence[Path], most: int) -> None:

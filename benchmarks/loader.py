@@ -124,7 +124,7 @@ def ways(folder: Path, files: list[str], processor: Any) -> dict[str, Callable[[
     def from_cache() -> Any:
         return Unfinished(lambda items: read_pixels(items, cache, processor, False, 0))(cached)
 
-    found: dict[str, Callable[[], Any]] = {
+    functions: dict[str, Callable[[], Any]] = {
         "decoding": lambda: [open_radiograph(io.BytesIO(content)) for content in contents],
         "decoding at scale": lambda: [open_radiograph(io.BytesIO(each), prepared.enough) for each in contents],
         "uint8 for the device": lambda: send(False),
@@ -134,14 +134,14 @@ def ways(folder: Path, files: list[str], processor: Any) -> dict[str, Callable[[
         FROM_CACHE: from_cache,
         "variation alone": lambda: [one.apply(picture) for one, picture in zip(varied, small, strict=True)],
     }
-    return found
+    return functions
 
 
-def time_ways(found: dict[str, Callable[[], Any]], images: int, rounds: int) -> dict[str, float]:
+def time_ways(functions: dict[str, Callable[[], Any]], images: int, rounds: int) -> dict[str, float]:
     """way -> images a second, the median of `rounds` in turn."""
-    seconds: dict[str, list[float]] = {name: [] for name in found}
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
     for number in range(rounds + 1):
-        for name, way in found.items():
+        for name, way in functions.items():
             start = time.perf_counter()
             way()
             if number:  # the first round warms up
@@ -170,7 +170,7 @@ def on_device(folder: Path, files: list[str], processor: Any, options: argparse.
     rows = [rows_of(files)[number % len(files)] for number in range(batch)]
     collate = Unfinished(lambda items: read_pixels(items, folder, processor, True, 0))
     sent = {name: value.to(device) for name, value in collate(rows).items()}
-    found = {"finish_images_per_second": batch / _seconds(lambda: finish_batch(sent), device)}
+    speeds = {"finish_images_per_second": batch / _seconds(lambda: finish_batch(sent), device)}
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
     model = ViTModel(ViTConfig(**(sizes if options.small else {}))).to(device).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=device.type == "cuda")
@@ -183,7 +183,7 @@ def on_device(folder: Path, files: list[str], processor: Any, options: argparse.
         optimizer.zero_grad()
 
     pixels = finish_batch(sent)["pixel_values"]
-    found["model_images_per_second"] = batch / _seconds(lambda: step(pixels), device)
+    speeds["model_images_per_second"] = batch / _seconds(lambda: step(pixels), device)
     workers = 0 if options.small else max((os.cpu_count() or 2) - 1, 1)
     steps = 3 if options.small else 40
     loader = torch.utils.data.DataLoader(
@@ -206,7 +206,11 @@ def on_device(folder: Path, files: list[str], processor: Any, options: argparse.
         step(finish_batch({name: value.to(device, non_blocking=True) for name, value in made.items()})["pixel_values"])
         _wait(device)
     seconds = time.perf_counter() - begin
-    return found | {"train_images_per_second": batch * steps / seconds, "waiting": waited / seconds, "workers": workers}
+    return speeds | {
+        "train_images_per_second": batch * steps / seconds,
+        "waiting": waited / seconds,
+        "workers": workers,
+    }
 
 
 def _wait(device: torch.device) -> None:

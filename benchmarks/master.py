@@ -80,10 +80,10 @@ def start(master: Path, out: Path, options: argparse.Namespace) -> dict[str, flo
     done = subprocess.run(
         command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    found = [json.loads(file.read_text()) for file in out.glob("*.json")]
-    if done.returncode or len(found) != options.processes:
+    measured = [json.loads(file.read_text()) for file in out.glob("*.json")]
+    if done.returncode or len(measured) != options.processes:
         sys.exit(f"{master.name}: the dry run failed\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    return {name: max(each[name] for each in found) for name in ("seconds", "mib")}
+    return {name: max(each[name] for each in measured) for name in ("seconds", "mib")}
 
 
 def measure(options: argparse.Namespace) -> None:
@@ -94,8 +94,8 @@ def measure(options: argparse.Namespace) -> None:
     main = runpy.run_path(str(ROOT / "recipes" / f"{options.recipe}.py"))["main"]
     main(options.words)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    found = {"seconds": time.time() - began, "mib": peak}
-    Path(options.measure, f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(found))
+    measured = {"seconds": time.time() - began, "mib": peak}
+    Path(options.measure, f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(measured))
     from hf_medvlm.training.run import leave_processes
 
     leave_processes()

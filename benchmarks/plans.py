@@ -97,15 +97,15 @@ def run(plan: str, words: list[str], dry_run: bool) -> str:
     with contextlib.redirect_stdout(shown):
         main([*words, "--dry_run"])
     size = re.search(r"([\d,]+) parameters", shown.getvalue())
-    said = f"{size[1] if size else '?':>12} parameters, dry run {cpu_seconds() - begun:.0f} s"
+    line = f"{size[1] if size else '?':>12} parameters, dry run {cpu_seconds() - begun:.0f} s"
     if not dry_run:
         begun = cpu_seconds()
         with contextlib.redirect_stdout(shown):
             main(words)
         history = json.loads(Path("run/trainer_state.json").read_text())["log_history"]
         losses = " ".join(f"{entry['loss']:.3f}" for entry in history if "loss" in entry)
-        said += f", run {cpu_seconds() - begun:.0f} s, losses {losses}"
-    return f"{said}, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
+        line += f", run {cpu_seconds() - begun:.0f} s, losses {losses}"
+    return f"{line}, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB"
 
 
 def start(plan: str, dry_run: bool) -> str:

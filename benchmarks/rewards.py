@@ -114,8 +114,8 @@ def main() -> None:
             ]
         )
         minutes = (time.perf_counter() - since) / 60
-        found = compare(start, end)
-        f1, cider, (old, new) = found["findings_f1_micro"], found["cider"], found["distinct"]
+        changes = compare(start, end)
+        f1, cider, (old, new) = changes["findings_f1_micro"], changes["cider"], changes["distinct"]
         before = json.loads((start / "test_results.json").read_text())["metrics"]
         held = f1.difference >= 0.05 and f1.low > 0 and cider.difference >= -0.05 * before["cider"] and new >= 0.8 * old
         reached += held

@@ -118,13 +118,13 @@ def main() -> None:
     for name, (key, method) in METHODS.items():
         metric = metrics.load(name)
         start = time.perf_counter()
-        found = metric.compute(predictions=predictions, references=references)[key]
+        score = metric.compute(predictions=predictions, references=references)[key]
         ours = time.perf_counter() - start
         start = time.perf_counter()
         expected = method(predictions, references)
         theirs = time.perf_counter() - start
         total = [total[0] + theirs, total[1] + ours]
-        print(f"{name:<10} {theirs:>11.2f} {ours:>8.2f} {theirs / ours:>6.1f}x {abs(found - expected):>11.1e}")
+        print(f"{name:<10} {theirs:>11.2f} {ours:>8.2f} {theirs / ours:>6.1f}x {abs(score - expected):>11.1e}")
     print(f"{'all':<10} {total[0]:>11.2f} {total[1]:>8.2f} {total[0] / total[1]:>6.1f}x")
     start = time.perf_counter()
     metrics.load("cider").compute(predictions=predictions, references=references)

@@ -47,10 +47,10 @@ def lines(packages: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    found = lines(chosen())
+    hashes = lines(chosen())
     head = f"# CPython {platform.python_version()}, {platform.system()} {platform.machine()}; docs/make_hashes.py"
-    OUT.write_text("\n".join([head, *found]) + "\n", encoding="utf-8")
-    print(f"{OUT.name}: {len(found)} packages")
+    OUT.write_text("\n".join([head, *hashes]) + "\n", encoding="utf-8")
+    print(f"{OUT.name}: {len(hashes)} packages")
 
 
 if __name__ == "__main__":

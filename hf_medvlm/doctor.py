@@ -30,7 +30,7 @@ def describe() -> dict[str, dict[str, str]]:
     """Section -> name -> what was found, all as text."""
     return {
         "system": _system(),
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: installed for name in PACKAGES if (installed := _version(name))},
         "devices": _devices(),
         "programs": {name: _program(name) for name in PROGRAMS},
         "switches": {n: os.environ[n] for n in SWITCHES if n in os.environ}
@@ -44,7 +44,7 @@ def report(clinical_weights: str | None = None) -> str:
     for section, values in describe().items():
         lines += ["", section] + [f"  {name:<22} {value}" for name, value in values.items()]
     if clinical_weights is not None:
-        lines += ["", "clinical metrics"] + [f"  {name:<22} {found}" for name, found in _clinical(clinical_weights)]
+        lines += ["", "clinical metrics"] + [f"  {name:<22} {state}" for name, state in _clinical(clinical_weights)]
     missing = sorted(name for name in ("torch", "transformers", "accelerate") if not _version(name))
     if missing:
         lines += ["", f"missing: {', '.join(missing)}; run `pip install -c constraints.txt -e .` in the checkout"]
@@ -55,8 +55,8 @@ def _clinical(weights: str) -> list[tuple[str, str]]:
     """(metric, "all is there" or what it lacks); the folder is called DIR."""
     from hf_medvlm.metrics.clinical import NEEDS, what_is_missing
 
-    found = what_is_missing(list(NEEDS), weights).items()
-    return [(name, lacks.replace(weights.rstrip("/"), "DIR") or "all is there") for name, lacks in found]
+    lacking = what_is_missing(list(NEEDS), weights).items()
+    return [(name, lacks.replace(weights.rstrip("/"), "DIR") or "all is there") for name, lacks in lacking]
 
 
 def _version(package: str) -> str | None:
@@ -68,7 +68,7 @@ def _version(package: str) -> str | None:
 
 def _system() -> dict[str, str]:
     disk = shutil.disk_usage(Path.cwd())
-    found = {
+    system = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "environment": "virtual" if sys.prefix != sys.base_prefix else "system",
@@ -76,8 +76,8 @@ def _system() -> dict[str, str]:
         "disk here": f"{disk.free / 2**30:.0f} GiB free of {disk.total / 2**30:.0f}",
     }
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
-    return found
+        system["memory"] = f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB"
+    return system
 
 
 def _usable_cores() -> int:
@@ -90,15 +90,15 @@ def _devices() -> dict[str, str]:
         return {"torch": "not installed"}
     import torch
 
-    found = {"CUDA of torch": str(torch.version.cuda), "accelerator": "none"}
+    devices = {"CUDA of torch": str(torch.version.cuda), "accelerator": "none"}
     if torch.accelerator.is_available():
-        found["accelerator"] = str(torch.accelerator.current_accelerator())
+        devices["accelerator"] = str(torch.accelerator.current_accelerator())
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
         ability = f"{device.total_memory / 2**30:.0f} GiB, compute {device.major}.{device.minor}"
-        found[f"GPU {number}"] = f"{device.name}, {ability}"
-    found["bfloat16"] = str(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
-    return found
+        devices[f"GPU {number}"] = f"{device.name}, {ability}"
+    devices["bfloat16"] = str(torch.cuda.is_available() and torch.cuda.is_bf16_supported())
+    return devices
 
 
 def _program(name: str) -> str:

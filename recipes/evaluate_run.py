@@ -40,10 +40,10 @@ def recipe_of(path: str) -> str:
     if files:
         keys = read_state_dict(files[0])
         marks = {"res_features.": "train_medklip", "projector.model.": "finetune_biovil_t", "visual.": DUAL}
-        found = [recipe for mark, recipe in marks.items() if any(key.startswith(mark) for key in keys)]
-        if not found:
+        fitting = [recipe for mark, recipe in marks.items() if any(key.startswith(mark) for key in keys)]
+        if not fitting:
             raise ValueError(f"{files[0]}: this is {describe_checkpoint(keys)}; no recipe evaluates it")
-        return found[0]
+        return fitting[0]
     model_type = (model_type_of(path) or "").removeprefix(OLD_PREFIX)
     known = recipes()
     if model_type not in known:

@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> None:
     predictor.require("ground")
     picture = open_picture(args.image)
     grid = predictor.ground(picture, args.phrase)
-    found = peak_and_box(grid)
+    located = peak_and_box(grid)
     record = {"image": Path(args.image).name, "width": picture.width, "height": picture.height, "phrase": args.phrase}
-    record |= found | {"map": predictor.map_meaning}
+    record |= located | {"map": predictor.map_meaning}
     base = Path(args.out) / Path(args.image).stem
     with atomic_open(f"{base}.ground.png", "wb") as handle:
-        over_radiograph(picture, grid, found).save(handle, "PNG")
+        over_radiograph(picture, grid, located).save(handle, "PNG")
     write_json(f"{base}.ground.json", record)
     print(json.dumps(record, indent=2, ensure_ascii=False))
     print(f"{base}.ground.png")

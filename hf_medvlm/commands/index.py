@@ -32,11 +32,11 @@ def run(args: argparse.Namespace) -> None:
     from hf_medvlm.inference.predict import PredictOptions, predict_studies, processes
     from hf_medvlm.inference.studies import find_studies
 
-    found = find_studies(args.images, args.image_folder, args.image_column, args.folder_is_study)
+    new = find_studies(args.images, args.image_folder, args.image_column, args.folder_is_study)
     state = processes()
     predictor = load(args.run, args.device or state.device, args.dtype)
     predictor.require("embed")
     options = PredictOptions(args.batch_size, maps=0, workers=args.workers, embeddings_only=True)
-    done = predict_studies(predictor, found, args.out, options, args.overwrite)
+    done = predict_studies(predictor, new, args.out, options, args.overwrite)
     if state.is_main_process:
         print(done.summary())

@@ -68,12 +68,12 @@ def open_columns(path: Path) -> Columns:
     size, time = stat_file(path)
     key = json.dumps({"size": size, "time": time, "version": VERSION}).encode()
     with machine_lock(str(stores[0])):
-        found = _opened(stores, key)
-        if found is None:
+        columns = _opened(stores, key)
+        if columns is None:
             if not settled(np.array([time]))[0]:
                 key = b""  # it may change again unnoticed
-            found = _build(path, stores, key)
-    return found
+            columns = _build(path, stores, key)
+    return columns
 
 
 def _opened(stores: tuple[Path, Path], key: bytes) -> Columns | None:
@@ -111,10 +111,10 @@ def _build(path: Path, stores: tuple[Path, Path], key: bytes) -> Columns:
     else:
         _write_numbers(path, stores, key)
     pa.default_memory_pool().release_unused()
-    found = _opened(stores, key)
-    if found is None:
+    columns = _opened(stores, key)
+    if columns is None:
         raise OSError(f"{stores[1]}: written, and cannot be read again; is the disk sound?")
-    return found
+    return columns
 
 
 def _write_numbers(path: Path, stores: tuple[Path, Path], key: bytes) -> None:
@@ -242,9 +242,9 @@ def _priors(chunk: pa.Array, ids: np.ndarray, order: np.ndarray) -> np.ndarray:
     named = np.asarray(chunk.is_valid())
     wanted = chunk.fill_null(0).to_numpy()[named]
     place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    found = np.full(len(named), -1, np.int32)
-    found[named] = np.where(ids[place] == wanted, order[place], ABSENT)
-    return found
+    priors = np.full(len(named), -1, np.int32)
+    priors[named] = np.where(ids[place] == wanted, order[place], ABSENT)
+    return priors
 
 
 def _codes(chunk: pa.DictionaryArray, numbers: dict[str, int]) -> np.ndarray:

@@ -108,7 +108,7 @@ def load_splits(
     """
     section_alternatives(sections)  # a name that is none stops here, before any pixel is read
     with turn or nullcontext():
-        studies, found = _read_dataset(
+        studies, corpus = _read_dataset(
             dataset,
             image_folder,
             (image_column, text_columns, patient_column, split_column),
@@ -116,13 +116,13 @@ def load_splits(
             (synthetic_studies, synthetic_size),
             held_out,
         )
-    rejected = found.rejected
-    folder = found.image_folder or data_folder(dataset)
+    rejected = corpus.rejected
+    folder = corpus.image_folder or data_folder(dataset)
     if verify_images:
         studies = drop_broken(studies, folder, rejected, check)
     studies = _drop_unusable(studies, dataset, rejected, sections)
     splits = splits_of(studies, folder, data_name(dataset), rejected, train_studies, eval_studies, held_out)
-    return replace(splits, notes=tuple(found.notes), patients_known=found.patients_known)
+    return replace(splits, notes=tuple(corpus.notes), patients_known=corpus.patients_known)
 
 
 def _read_dataset(
@@ -143,19 +143,19 @@ def _read_dataset(
             raise ValueError(
                 f"--image_folder {image_folder}: the images of {dataset} lie inside the shards; leave it out"
             )
-        master, found = load_shards(dataset, named, held_out)
-        return with_splits(read_master(str(master)), held_out), found
+        master, corpus = load_shards(dataset, named, held_out)
+        return with_splits(read_master(str(master)), held_out), corpus
     folder = Path(image_folder) if image_folder else data_folder(dataset)
     if not folder.is_dir():
         raise ValueError(f"image folder {folder} does not exist; give the folder that image paths start in")
     if is_master_file(dataset):
         return with_splits(read_master(dataset), held_out), Corpus(image_folder=folder)
     exported = cache_folder() / "exported" / re.sub(r"[^\w.-]+", "--", dataset.strip("/."))
-    found = load_table(
+    corpus = load_table(
         dataset, *named, image_folder=folder, cache_folder=exported, encoding=encoding, held_out=held_out
     )
-    found.image_folder = found.image_folder or folder
-    return with_splits(link_priors(found.studies), held_out), found
+    corpus.image_folder = corpus.image_folder or folder
+    return with_splits(link_priors(corpus.studies), held_out), corpus
 
 
 def read_master(path: str) -> Sequence[Study]:
@@ -214,7 +214,7 @@ def splits_of(
             "mark others as test in its split column"
         )
     if not held_out and not by_split["train"]:
-        marked = ", ".join(f"{len(found)} are {split}" for split, found in by_split.items() if found)
+        marked = ", ".join(f"{len(part)} are {split}" for split, part in by_split.items() if part)
         raise ValueError(
             f"{name}: no study is left for training ({marked}); {_reasons(rejected)}. To score a model on a data set "
             "that is all test, use recipes/evaluate_run.py"

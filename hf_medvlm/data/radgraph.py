@@ -47,14 +47,14 @@ def run_radgraph(texts: Sequence[str], model: str = "modern-radgraph-xl") -> lis
             "the radgraph package is needed for this: pip install 'hf_medvlm[radgraph]', or use "
             "hf_medvlm.language.findings.extract_triplets, which needs nothing"
         ) from error
-    found = triplets_from_radgraph(RadGraph(model=model)(list(texts)))
-    return [found[str(number)] for number in range(len(texts))]
+    by_number = triplets_from_radgraph(RadGraph(model=model)(list(texts)))
+    return [by_number[str(number)] for number in range(len(texts))]
 
 
 def annotate(studies: Sequence[Study]) -> list[Study]:
     """The same studies with `triplets` from RadGraph's model (see `run_radgraph`)."""
     triplets = run_radgraph([study.text() for study in studies])
-    return [replace(study, triplets=tuple(found)) for study, found in zip(studies, triplets, strict=True)]
+    return [replace(study, triplets=tuple(of_study)) for study, of_study in zip(studies, triplets, strict=True)]
 
 
 def read_radgraph(path: str | Path) -> dict[str, list[Triplet]]:
@@ -108,17 +108,17 @@ def triplets_from_radgraph(annotations: Mapping[str, Any], source: str = "RadGra
     """
     if not isinstance(annotations, Mapping):
         raise ValueError(f"{source}: expected an object of reports, got {type(annotations).__name__}")
-    found = {}
+    by_report = {}
     for key, report in annotations.items():
         if isinstance(report, Mapping) and "labeler_1" in report:
             report = report["labeler_1"]
         if not isinstance(report, Mapping) or not isinstance(report.get("entities"), Mapping):
             raise ValueError(f"{source}: report {key!r} has no object 'entities'")
         try:
-            found[key] = list(dict.fromkeys(_triplets(report["entities"])))
+            by_report[key] = list(dict.fromkeys(_triplets(report["entities"])))
         except ValueError as error:
             raise ValueError(f"{source}: report {key!r}: {error}") from error
-    return found
+    return by_report
 
 
 def _triplets(entities: Mapping[str, Any]) -> Iterator[Triplet]:
@@ -160,8 +160,8 @@ def _check(key: str, entity: Any, entities: Mapping[str, Any]) -> None:
         raise ValueError(f"entity {key!r} has no {', '.join(missing)}")
     known = (*OBSERVATIONS, *ANATOMY)
     if not isinstance(entity["tokens"], str) or type(entity["start_ix"]) is not int:
-        found = f"{clipped(entity['tokens'])} and {clipped(entity['start_ix'])}"
-        raise ValueError(f"entity {key!r:.60} needs tokens that are text and a start_ix that is a number, got {found}")
+        values = f"{clipped(entity['tokens'])} and {clipped(entity['start_ix'])}"
+        raise ValueError(f"entity {key!r:.60} needs tokens that are text and a start_ix that is a number, got {values}")
     if entity["label"] not in known:
         raise ValueError(f"entity {key!r:.60} has the label {entity['label']!r:.60}; known are {', '.join(known)}")
     if not isinstance(entity["relations"], list):

@@ -24,12 +24,12 @@ MEANING = "attention of the words to the patches, mean over layers, heads and wo
 
 def written_findings(text: str) -> list[str]:
     """The sentences of a report that say a finding is there, each once, in their order."""
-    found = [
+    names = [
         sentence
         for sentence in sentences(text)
         if any(state == 1 and name != "No Finding" for name, state in label_report(sentence).items())
     ]
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(names))
 
 
 def phrase_maps(

@@ -83,8 +83,8 @@ def score_reports(
         per_study |= result.per_study
         computed = [name for name in clinical_metrics if name not in missing]
         for system, system_texts in systems.items() if clinical_baselines and computed else ():
-            found = on_main_process(partial(compute, computed, system_texts))
-            scores.baselines[system] |= found[0].values
+            computed_scores = on_main_process(partial(compute, computed, system_texts))
+            scores.baselines[system] |= computed_scores[0].values
     scores.predictions = [
         _line(study, *pair, prior, errors, {name: values[number] for name, values in per_study.items()})
         for number, (study, pair, prior, errors) in enumerate(

@@ -152,13 +152,13 @@ def _by_study(run: Run, name: str) -> dict[str, Mapping[str, Any]]:
         raise ValueError(f"{run.folder} holds no predictions.jsonl; a comparison needs each study's")
     if not any("reference" in line or "findings_reference" in line for line in run.predictions):
         raise ValueError(f"{run.folder} was predicted without references; nothing says what would be right")
-    found: dict[str, Mapping[str, Any]] = {}
+    by_study: dict[str, Mapping[str, Any]] = {}
     for line in run.predictions:
         study = str(line.get("study_id"))
-        if study in found:
+        if study in by_study:
             raise ValueError(f"{run.folder}: study {study!r} stands twice in predictions.jsonl")
-        found[study] = line
-    return found
+        by_study[study] = line
+    return by_study
 
 
 def _same_studies(first: str, ours: Mapping[str, Any], second: str, theirs: Mapping[str, Any], texts: bool) -> None:

@@ -17,10 +17,10 @@ def confusion_matrices(run: Run) -> dict[str, dict[str, Any]]:
 
     `figures["confusion"]` is one such object, or title -> such an object, or finding -> {tp, fp, fn, tn}.
     """
-    found = run.figures.get("confusion") or {}
-    if "matrix" in found:
-        return {"": found}
-    return {name: cell if "matrix" in cell else _two_by_two(cell) for name, cell in found.items()}
+    saved = run.figures.get("confusion") or {}
+    if "matrix" in saved:
+        return {"": saved}
+    return {name: cell if "matrix" in cell else _two_by_two(cell) for name, cell in saved.items()}
 
 
 def _two_by_two(counts: dict[str, int]) -> dict[str, Any]:
@@ -37,11 +37,11 @@ def draw_confusion(run: Run, path: Path) -> bool:
     rows = -(-len(matrices) // columns)
     size = 2.1 if len(next(iter(matrices.values()))["labels"]) == 2 else 3.4
     with sheet(path, rows, columns, width=size * columns + 0.6, height=size * rows + 0.5) as panels:
-        for place, (axes, (title, found)) in enumerate(zip(panels, matrices.items(), strict=False)):
-            labels = [plain(label, 18) for label in found["labels"]]
-            shares = [[count / max(sum(row), 1) for count in row] for row in found["matrix"]]
+        for place, (axes, (title, counts)) in enumerate(zip(panels, matrices.items(), strict=False)):
+            labels = [plain(label, 18) for label in counts["labels"]]
+            shares = [[count / max(sum(row), 1) for count in row] for row in counts["matrix"]]
             axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-            for i, row in enumerate(found["matrix"]):
+            for i, row in enumerate(counts["matrix"]):
                 for j, count in enumerate(row):
                     colour = "white" if shares[i][j] > 0.55 else "black"
                     axes.text(j, i, f"{count:g}", ha="center", va="center", color=colour)

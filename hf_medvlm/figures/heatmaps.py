@@ -33,8 +33,8 @@ def open_image(run: Run, path: str) -> Image:
 
 def image_paths(prediction: Mapping[str, Any]) -> list[str]:
     """Image paths of one line of predictions.jsonl, which names them as texts or as {path, view}."""
-    found = prediction.get("images") or []
-    return [str(image.get("path", "")) if isinstance(image, Mapping) else str(image) for image in found]
+    images = prediction.get("images") or []
+    return [str(image.get("path", "")) if isinstance(image, Mapping) else str(image) for image in images]
 
 
 def mapped_image(prediction: Mapping[str, Any]) -> int:

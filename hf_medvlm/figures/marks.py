@@ -45,8 +45,8 @@ def compare(
             question, where a reference that is silent is a missing label and not a denial.
     """
     names = [n for n in prediction if n != DERIVED and not (labelled_only and reference.get(n) is None)]
-    found = {name: relation(reference.get(name), prediction.get(name)) for name in names}
-    return {name: how for name, how in found.items() if how}
+    relations = {name: relation(reference.get(name), prediction.get(name)) for name in names}
+    return {name: how for name, how in relations.items() if how}
 
 
 def mark(text: str, other: Mapping[str, int | None], *, is_reference: bool) -> list[Segment]:
@@ -73,7 +73,7 @@ def mark(text: str, other: Mapping[str, int | None], *, is_reference: bool) -> l
 
 
 def _judge(sentence: str, other: Mapping[str, int | None], is_reference: bool) -> tuple[str, str]:
-    found: list[tuple[str, str]] = []
+    verdicts: list[tuple[str, str]] = []
     for name, state in label_report(sentence).items():
         if state is None or name == DERIVED or name not in other:
             continue
@@ -81,11 +81,11 @@ def _judge(sentence: str, other: Mapping[str, int | None], is_reference: bool) -
         how = relation(state, there) if is_reference else relation(there, state)
         if how:
             side = "prediction" if is_reference else "reference"
-            found.append((how, f"{name} {STATE_WORDS[state]}; {side}: {STATE_WORDS[there]}"))
-    if not found:
+            verdicts.append((how, f"{name} {STATE_WORDS[state]}; {side}: {STATE_WORDS[there]}"))
+    if not verdicts:
         return "", ""
-    worst = min((how for how, _ in found), key=RELATIONS.index)
-    return worst, "\n".join(why for _, why in found)
+    worst = min((how for how, _ in verdicts), key=RELATIONS.index)
+    return worst, "\n".join(why for _, why in verdicts)
 
 
 def agreement(relations: Mapping[str, Any]) -> float | None:

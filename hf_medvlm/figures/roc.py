@@ -19,13 +19,13 @@ def roc_curves(run: Run) -> dict[str, dict]:
     `figures["roc"]` names the rates in full, as `metrics.findings.roc_curve` does, or in short; an area that does not
     stand with its curve is looked up in the findings' table.
     """
-    table, found = findings_table(run), {}
+    table, curves = findings_table(run), {}
     for name, curve in (run.figures.get("roc") or {}).items():
         fpr, tpr = (curve.get(short) or curve.get(full) for short, full in RATES)
         if fpr and tpr:
             area = curve.get("auc", table.get(name, {}).get("auc"))
-            found[name] = {"fpr": fpr, "tpr": tpr, "auc": area if is_number(area) else None}
-    return found
+            curves[name] = {"fpr": fpr, "tpr": tpr, "auc": area if is_number(area) else None}
+    return curves
 
 
 def draw_roc(run: Run, path: Path) -> bool:

@@ -78,31 +78,31 @@ class Demo:
         except ValueError as error:
             raise Refused(f"This file cannot be read: {_plain(error)}.") from error
         can, model = self.predictor.abilities, self.predictor
-        found: dict[str, Any] = {"id": self._keep(picture), "width": picture.width, "height": picture.height}
-        found["image"] = _data_url(_shrunk(picture, SHOWN_SIDE), "JPEG")
+        shown: dict[str, Any] = {"id": self._keep(picture), "width": picture.width, "height": picture.height}
+        shown["image"] = _data_url(_shrunk(picture, SHOWN_SIDE), "JPEG")
         if "report" in can:
-            found["report"] = model.report(picture)
+            shown["report"] = model.report(picture)
             if "ground" in can:
-                phrases = model.shown_phrases({"prediction": found["report"]}, MAPS)
-                found["maps"] = [self._map(picture, phrase) for phrase in phrases]
+                phrases = model.shown_phrases({"prediction": shown["report"]}, MAPS)
+                shown["maps"] = [self._map(picture, phrase) for phrase in phrases]
         if "findings" in can:
             likely = model.findings(picture)
             limits = model.thresholds
-            found["findings"] = [
+            shown["findings"] = [
                 {"name": name, "probability": p, "present": bool(p > limits.get(name, 0.5))}
                 for name, p in sorted(likely.items(), key=lambda pair: -pair[1])
             ]
             if "ground" in can:
                 described = {
                     "probabilities": likely,
-                    "findings_prediction": {f["name"]: int(f["present"]) for f in found["findings"]},
+                    "findings_prediction": {f["name"]: int(f["present"]) for f in shown["findings"]},
                 }
                 phrases = model.shown_phrases(described, MAPS)
-                found["maps"] = [self._map(picture, phrase) for phrase in phrases]
+                shown["maps"] = [self._map(picture, phrase) for phrase in phrases]
         if self.index is not None and "embed" in can:
             rows = self.index.nearest(model.embed([picture]), NEIGHBOURS, model.device)[0]
-            found["neighbours"] = [self._neighbour(hit) for hit in self.index.hits(rows)]
-        return found
+            shown["neighbours"] = [self._neighbour(hit) for hit in self.index.hits(rows)]
+        return shown
 
     def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a question about a picture that was looked at."""

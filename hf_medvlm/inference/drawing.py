@@ -52,7 +52,7 @@ def heat(grid: np.ndarray) -> Image.Image:
     return Image.fromarray(colours, "RGBA")
 
 
-def over_radiograph(picture: Image.Image, grid: np.ndarray, found: dict[str, Any] | None = None) -> Image.Image:
+def over_radiograph(picture: Image.Image, grid: np.ndarray, located: dict[str, Any] | None = None) -> Image.Image:
     """The map over the radiograph, with its box and its peak where `found` of `peak_and_box` is given; mode "RGB".
 
     Args:
@@ -62,11 +62,11 @@ def over_radiograph(picture: Image.Image, grid: np.ndarray, found: dict[str, Any
     layer = heat(grid)
     layer.putalpha(layer.getchannel("A").point(lambda alpha: int(alpha * STRENGTH)))
     shown.alpha_composite(layer)
-    if found:
+    if located:
         draw, width = ImageDraw.Draw(shown), max(1, round(max(picture.size) / 300))
-        left, top, wide, high = found["box"]
+        left, top, wide, high = located["box"]
         draw.rectangle((left, top, left + wide - 1, top + high - 1), outline=(80, 220, 255, 255), width=width)
-        x, y, arm = found["peak"]["x"], found["peak"]["y"], 6 * width
+        x, y, arm = located["peak"]["x"], located["peak"]["y"], 6 * width
         draw.line((x - arm, y, x + arm, y), fill=(80, 220, 255, 255), width=width)
         draw.line((x, y - arm, x, y + arm), fill=(80, 220, 255, 255), width=width)
     return shown.convert("RGB")

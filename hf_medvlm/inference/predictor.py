@@ -123,8 +123,8 @@ class Predictor:
         self.require("embed")
         pictures, priors, many = _as_list(images, previous)
         rows = [outputs["image_embeds"] for outputs in self._outputs(pictures, priors)]
-        found = np.stack(rows) if rows else np.zeros((0, 0), np.float32)
-        return found if many else found[0]
+        features = np.stack(rows) if rows else np.zeros((0, 0), np.float32)
+        return features if many else features[0]
 
     def embed_texts(self, texts: str | Sequence[str]) -> np.ndarray:
         """Normalised embeddings, (D,) of one text or (N, D) of a list, float32, in the space of `embed`."""
@@ -133,13 +133,13 @@ class Predictor:
         if not all(isinstance(text, str) and text.strip() for text in given):
             raise ValueError("a text to embed is empty, or is no text")
         order = sorted(range(len(given)), key=lambda place: len(given[place]))  # little padding
-        found: dict[int, np.ndarray] = {}
+        by_place: dict[int, np.ndarray] = {}
         with torch.inference_mode(), self._precision():
             for start in range(0, len(order), 64):
                 places = order[start : start + 64]
                 rows = self._embed_texts([given[place] for place in places]).float().cpu().numpy()
-                found |= dict(zip(places, rows, strict=True))
-        stacked = np.stack([found[place] for place in range(len(given))]) if given else np.zeros((0, 0), np.float32)
+                by_place |= dict(zip(places, rows, strict=True))
+        stacked = np.stack([by_place[place] for place in range(len(given))]) if given else np.zeros((0, 0), np.float32)
         return stacked[0] if isinstance(texts, str) else stacked
 
     @overload
@@ -154,11 +154,11 @@ class Predictor:
         if len(phrases) != len(pictures):
             raise ValueError(f"{len(phrases)} phrases for {len(pictures)} images; give one, or one for each")
         opened = [open_picture(picture) for picture in pictures]
-        found = [
+        maps = [
             over_image(grids[text], picture.size, self.image_processor)
             for picture, text, grids in zip(opened, phrases, self._located(opened, phrases), strict=True)
         ]
-        return found if many else found[0]
+        return maps if many else maps[0]
 
     def _located(self, pictures: Sequence[Image.Image], phrases: Sequence[str]) -> Iterator[Mapping[str, Tensor]]:
         for start in range(0, len(pictures), self.batch_size):
@@ -278,15 +278,15 @@ class Predictor:
         if previous is not None and not self.takes_previous:
             raise ValueError(f"{self.folder} holds {self.family}, which takes no previous image")
         studies, priors, named = as_studies(pictures, previous)
-        found: list[Outputs] = []
+        outputs: list[Outputs] = []
         with self._lock:
             self.see(named, [*studies, *priors])
             for start in range(0, len(studies), self.batch_size):
                 block = range(start, min(start + self.batch_size, len(studies)))
                 rows = [Row(studies[n], n) for n in block]
                 with self.library_errors():
-                    found += self.predict(self._batch(rows, [*questions[start : block.stop]]))
-        return found
+                    outputs += self.predict(self._batch(rows, [*questions[start : block.stop]]))
+        return outputs
 
     def _batch(self, rows: list[Row], questions: list[str]) -> dict[str, Any]:
         return self.collate(rows)

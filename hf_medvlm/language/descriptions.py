@@ -56,16 +56,16 @@ def describe_findings(text: str) -> dict[str, Description]:
     The state is `label_report`'s. Sides are all those said of mentions with that state, the severity is the highest of
     them, the change the first.
     """
-    found: dict[str, Description] = {}
+    by_finding: dict[str, Description] = {}
     for sentence in readable_sentences(text):
         for finding, new in _described(sentence):
-            old = found.get(finding)
+            old = by_finding.get(finding)
             if old is None or _RANK[new.state] > _RANK[old.state]:
-                found[finding] = new
+                by_finding[finding] = new
             elif new.state == old.state:
                 severity = max(old.severity, new.severity, key=_SEVERITY.__getitem__)
-                found[finding] = Description(old.state, old.sides | new.sides, severity, old.change or new.change)
-    return found
+                by_finding[finding] = Description(old.state, old.sides | new.sides, severity, old.change or new.change)
+    return by_finding
 
 
 @lru_cache(maxsize=1 << 15)

@@ -139,7 +139,7 @@ def sentence_states(events: Sequence[Event]) -> list[tuple[list[Event], list[str
     """(events, states) of each clause of a sentence."""
     read: list[tuple[list[Event], list[str]]] = []
     for clause in clauses(events):
-        found = states(clause)
+        clause_states = states(clause)
         # "..., but cannot be excluded": said of the last thing named.
         if read and not _has(clause, "term", "place", "side"):
             for event in clause:
@@ -147,7 +147,7 @@ def sentence_states(events: Sequence[Event]) -> list[tuple[list[Event], list[str
                 if verb in _STATE and direction and event.value != "query":
                     before, of_before = read[-1]
                     _look_back(before, len(before), of_before, _STATE[verb], anew=True)
-        read.append((clause, found))
+        read.append((clause, clause_states))
     return read
 
 
@@ -160,7 +160,7 @@ def states(clause: Sequence[Event]) -> list[str]:
     doubt ("atelectasis or scarring", "infiltrate versus atelectasis") are present, each of them, as the annotators of
     the IU corpus have it.
     """
-    found = [PRESENT] * len(clause)
+    by_event = [PRESENT] * len(clause)
     scope, reached, closing = PRESENT, 0, False
     for index, event in enumerate(clause):
         kind, _, direction = event.kind.partition("_")
@@ -169,7 +169,7 @@ def states(clause: Sequence[Event]) -> list[str]:
                 scope == ABSENT and reached and event.role == NORMAL
             ):
                 scope, closing = PRESENT, False
-            found[index] = ABSENT if scope == _REMOVED else scope
+            by_event[index] = ABSENT if scope == _REMOVED else scope
             reached += 1
         elif kind == "colon" and reached:
             scope, closing = PRESENT, False
@@ -182,17 +182,17 @@ def states(clause: Sequence[Event]) -> list[str]:
                 scope, closing = PRESENT, False
         elif kind in ("removal", "removed"):
             if direction and any(before.role == DEVICE for before in clause[:index]):
-                _look_back(clause, index, found, ABSENT, role=DEVICE)
+                _look_back(clause, index, by_event, ABSENT, role=DEVICE)
             elif not direction:
                 scope, reached, closing = _REMOVED, 0, False
         elif kind in _STATE:
             if _is_said_of_before(clause, index):
-                _look_back(clause, index, found, _STATE[kind], anew=_is_after_mark(clause, index))
+                _look_back(clause, index, by_event, _STATE[kind], anew=_is_after_mark(clause, index))
             elif kind in ("deny", "affirm") or (
                 kind == "doubt" and (scope != ABSENT or clause[index - 1].kind in JOINS)
             ):
                 scope, reached, closing = _STATE[kind], 0, False
-    return found
+    return by_event
 
 
 def _is_after_mark(clause: Sequence[Event], index: int) -> bool:
@@ -253,7 +253,7 @@ def _asserted(clause: Sequence[Event], index: int) -> bool:
 
 
 def _look_back(
-    clause: Sequence[Event], index: int, found: list[str], state: str, *, role: str = "", anew: bool = False
+    clause: Sequence[Event], index: int, by_event: list[str], state: str, *, role: str = "", anew: bool = False
 ) -> None:
     """Give `state` to the terms before `index`, back to the verb before them, or to an item that says it is there.
 
@@ -268,5 +268,5 @@ def _look_back(
             or (event.kind in ("comma", "and") and _has(_part_before(clause, back), "change", "known"))
         ):
             return
-        if event.kind == "term" and (anew or found[back] != ABSENT) and role in ("", event.role):
-            found[back], met = state, True
+        if event.kind == "term" and (anew or by_event[back] != ABSENT) and role in ("", event.role):
+            by_event[back], met = state, True

@@ -33,8 +33,8 @@ def bleu_counts(candidate: Sequence[str], references: Sequence[Sequence[str]]) -
     counts[LENGTH], counts[SHORTEST] = length, min(lengths)
     counts[CLOSEST] = min((abs(other - length), other) for other in lengths)[1]
     counts[MATCHES] = [
-        sum(min(found[gram], there[gram]) for gram in found.keys() & there.keys())
-        for found, there in zip(ngrams(candidate), most, strict=True)
+        sum(min(grams[gram], there[gram]) for gram in grams.keys() & there.keys())
+        for grams, there in zip(ngrams(candidate), most, strict=True)
     ]
     counts[CANDIDATES] = [max(length - n, 0) for n in range(ORDER)]
     return counts

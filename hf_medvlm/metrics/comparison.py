@@ -55,25 +55,25 @@ class Compared:
 
 def summands(lines: Lines, names: Collection[str]) -> dict[str, Summands]:
     """What each study adds to each metric of `names` that is a function of sums over studies."""
-    found: dict[str, Summands] = {}
+    by_metric: dict[str, Summands] = {}
     if WRITES in names:
         texts, references = ([str(line.get(side) or "") for line in lines] for side in ("prediction", "reference"))
         measured = measure(texts, references).items()
-        found |= {name: Summands(one.summands, one.statistic) for name, one in measured}
-        found["findings_f1_micro"] = Summands(findings_f1(texts, references).sums, ratio_of_sums)
+        by_metric |= {name: Summands(one.summands, one.statistic) for name, one in measured}
+        by_metric["findings_f1_micro"] = Summands(findings_f1(texts, references).sums, ratio_of_sums)
         audited = audit(texts, references, saw_prior=[bool(line.get("saw_prior")) for line in lines], resamples=0)
-        found |= {name: Summands(audited.sums[:, k], ratio_of_sums) for k, name in enumerate(audited.metrics)}
+        by_metric |= {name: Summands(audited.sums[:, k], ratio_of_sums) for k, name in enumerate(audited.metrics)}
     scores = [line.get("scores") or {} for line in lines]
     shared = {name for name, value in scores[0].items() if all(_is_number(one.get(name)) for one in scores)}
     for name, (rank, k) in RECALLS.items():
         if rank in shared:
-            found[name] = Summands(mean_columns([float(one[rank] <= k) for one in scores]), ratio_of_sums)
-    for name in shared - found.keys():
-        found[name] = Summands(mean_columns([one[name] for one in scores]), ratio_of_sums)
+            by_metric[name] = Summands(mean_columns([float(one[rank] <= k) for one in scores]), ratio_of_sums)
+    for name in shared - by_metric.keys():
+        by_metric[name] = Summands(mean_columns([one[name] for one in scores]), ratio_of_sums)
     if "progression_accuracy" in names:
         rows = [_progression(line) for line in lines]
-        found["progression_accuracy"] = Summands(np.array(rows, dtype=float), ratio_of_sums)
-    return {name: one for name, one in found.items() if name in names}
+        by_metric["progression_accuracy"] = Summands(np.array(rows, dtype=float), ratio_of_sums)
+    return {name: one for name, one in by_metric.items() if name in names}
 
 
 def compare_systems(

@@ -83,9 +83,9 @@ def phrase_scores(
         result["cnr_absolute"] = abs(result["cnr"])
     result["pointing_game"] = float(mask[heat_map == heat_map[seen].max()].mean()) if seen.any() else 0.0
 
-    found = [np.nan_to_num(heat_map, nan=-np.inf) > threshold for threshold in (*thresholds, mask_threshold)]
-    hits = [np.count_nonzero(area & mask) for area in found]
-    sizes = [np.count_nonzero(area) for area in found]
+    areas = [np.nan_to_num(heat_map, nan=-np.inf) > threshold for threshold in (*thresholds, mask_threshold)]
+    hits = [np.count_nonzero(area & mask) for area in areas]
+    sizes = [np.count_nonzero(area) for area in areas]
     truth = np.count_nonzero(mask)
     result["miou"] = float(
         np.mean([hit / (size + truth - hit) for hit, size in zip(hits[:-1], sizes[:-1], strict=True)])

@@ -82,12 +82,12 @@ def bootstrap_interval(
         return float("nan"), float("nan")
     sums = np.zeros((count, columns.shape[1]))
     np.add.at(sums, numbers, columns)
-    rng, found = np.random.default_rng(seed), []
+    rng, drawn = np.random.default_rng(seed), []
     for start in range(0, resamples, _BLOCK):
         draws = rng.integers(count, size=(min(_BLOCK, resamples - start), count))
         times = np.stack([np.bincount(draw, minlength=count) for draw in draws])  # (block, patients)
-        found.append(statistic(times @ sums))
-    return _interval(np.concatenate(found), level)
+        drawn.append(statistic(times @ sums))
+    return _interval(np.concatenate(drawn), level)
 
 
 def bootstrap_ratios(

@@ -187,8 +187,8 @@ def _expected(above: np.ndarray, tied: np.ndarray, matches: np.ndarray, prefix: 
         reciprocals[row] = (first / (better + 1 + place)).sum()
         recalls[row] = [first[: max(k - better, 0)].sum() for k in CUTOFFS]
     which = which.reshape(-1)
-    found = {f"{prefix}recall@{k}": recalls[which, column] for column, k in enumerate(CUTOFFS)}
-    return found | {f"{prefix}rank": ranks[which], f"{prefix}reciprocal": reciprocals[which]}
+    expected = {f"{prefix}recall@{k}": recalls[which, column] for column, k in enumerate(CUTOFFS)}
+    return expected | {f"{prefix}rank": ranks[which], f"{prefix}reciprocal": reciprocals[which]}
 
 
 class Metric(InMemory, evaluate.Metric):

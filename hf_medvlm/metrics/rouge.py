@@ -68,11 +68,11 @@ def lcs_positions(reference: Tokens, candidate: Tokens) -> frozenset[int]:
     where = _columns(candidate)
     kept = [i for i, token in enumerate(reference) if token in where]  # it walks straight through the other rows
     table = _table(tuple(reference[i] for i in kept), where, len(candidate))
-    i, j, found = len(kept), len(candidate), []
+    i, j, positions = len(kept), len(candidate), []
     while i and j:
         if reference[kept[i - 1]] == candidate[j - 1]:
             i, j = i - 1, j - 1
-            found.append(kept[i])
+            positions.append(kept[i])
             continue
         prefix = (1 << j) - 1
         grows_here = not table[i] >> (j - 1) & 1
@@ -81,7 +81,7 @@ def lcs_positions(reference: Tokens, candidate: Tokens) -> frozenset[int]:
             j -= 1
         else:
             i -= 1
-    return frozenset(found)
+    return frozenset(positions)
 
 
 def _f_measure(hits: int, candidate: int, reference: int) -> float:

@@ -102,12 +102,12 @@ def _rouge(predictions: Texts, references: References, cleaning: str | None) -> 
     best = [np.max([rouge(p, r) for r in refs], axis=0) for p, refs in pairs]
     columns = np.array(best).reshape(-1, len(ROUGE_NAMES)).T
     how = f"{_CLEANED[cleaning]}; rouge-score tokens (accents kept), no stemming, F-measure, best reference, mean"
-    found = {name: _mean(column, how) for name, column in zip(ROUGE_NAMES, columns, strict=True)}
-    found["rougeLsum"] = _mean(columns[-1], f"{how}; sentences split after . ! ? and at line ends")
+    measured = {name: _mean(column, how) for name, column in zip(ROUGE_NAMES, columns, strict=True)}
+    measured["rougeLsum"] = _mean(columns[-1], f"{how}; sentences split after . ! ? and at line ends")
     if cleaning is not None:
         how = f"{_CLEANED[cleaning]}, white space tokens, pycocoevalcap's Rouge (beta 1.2), mean over studies"
-        found["rougeL"] = _mean([coco_rouge_l(p.split(), [r.split() for r in refs]) for p, refs in pairs], how)
-    return found
+        measured["rougeL"] = _mean([coco_rouge_l(p.split(), [r.split() for r in refs]) for p, refs in pairs], how)
+    return measured
 
 
 def _meteor(predictions: Texts, references: References, cleaning: str | None) -> dict[str, Measured]:
@@ -167,7 +167,7 @@ def measure(
                 f"got {prediction!r:.200} and {texts!r:.200}"
             )
     prepared = _cleaned(list(predictions), listed, cleaning)
-    return {name: found for group in names for name, found in _MEASURES[group](*prepared, cleaning).items()}
+    return {name: measured for group in names for name, measured in _MEASURES[group](*prepared, cleaning).items()}
 
 
 @dataclass(frozen=True)
@@ -200,19 +200,17 @@ def score_texts(
         ValueError: as `measure`, and where patients are not one for each study.
     """
     measured = measure(predictions, references, cleaning=cleaning)
-    per_study = {
-        name: found.summands[:, 0].tolist() for name, found in measured.items() if found.statistic is ratio_of_sums
-    }
+    per_study = {name: one.summands[:, 0].tolist() for name, one in measured.items() if one.statistic is ratio_of_sums}
     per_study["sentence_bleu4"] = sentence_bleu(measured["bleu4"].summands).tolist()
     intervals = {
-        name: bootstrap_interval(found.summands, patients, found.statistic, resamples=resamples, seed=seed)
-        for name, found in measured.items()
+        name: bootstrap_interval(one.summands, patients, one.statistic, resamples=resamples, seed=seed)
+        for name, one in measured.items()
         if resamples
     }
     return TextScores(
-        metrics={name: found.value for name, found in measured.items()},
+        metrics={name: one.value for name, one in measured.items()},
         intervals=intervals,
-        protocol={name: found.protocol for name, found in measured.items()},
+        protocol={name: one.protocol for name, one in measured.items()},
         per_study=per_study,
     )
 
@@ -251,7 +249,7 @@ def text_baselines(
 ) -> dict[str, dict[str, float]]:
     """Text metrics of each of `baseline_texts`."""
     return {
-        system: {name: found.value for name, found in measure(texts, references, cleaning=cleaning).items()}
+        system: {name: one.value for name, one in measure(texts, references, cleaning=cleaning).items()}
         for system, texts in baseline_texts(predictions, train_reports, seed=seed).items()
     }
 
@@ -295,7 +293,7 @@ class Metric(base.InMemory, evaluate.Metric):
                 f"{_CLEANED[self.cleaning]}; evaluate's {self.config_name} with {how or 'a tokenizer of the caller'}"
             )
             return BY_NAME[self.config_name](*prepared, **keywords) | {"protocol": protocol}
-        result: dict[str, Any] = {name: found.value for name, found in measured.items()}
+        result: dict[str, Any] = {name: one.value for name, one in measured.items()}
         sums = next(iter(measured.values())).summands.sum(axis=0)
         if self.config_name == "bleu":
             result |= {"bleu": result["bleu4"], **_bleu_details(sums)}
@@ -323,6 +321,6 @@ def _bleu_details(sums: np.ndarray) -> dict[str, Any]:
 def _joined_protocol(measured: dict[str, Measured]) -> str:
     """One text for several metrics: each protocol once, after the names it holds for."""
     names: dict[str, list[str]] = {}
-    for name, found in measured.items():
-        names.setdefault(found.protocol, []).append(name)
+    for name, one in measured.items():
+        names.setdefault(one.protocol, []).append(name)
     return "; ".join(f"{', '.join(group)}: {protocol}" for protocol, group in names.items())

@@ -62,9 +62,9 @@ def _plan(lengths: Sequence[int], longest: int, hidden_size: int) -> tuple[list[
 
     best: tuple[list[int], int, int] = ([], len(lengths), longest)
     for times in WIDTHS:
-        found = _first_fit(lengths, times * longest)
-        if cost(*found[1:]) < cost(*best[1:]):
-            best = found
+        plan = _first_fit(lengths, times * longest)
+        if cost(*plan[1:]) < cost(*best[1:]):
+            best = plan
     return best
 
 

@@ -85,13 +85,13 @@ States = tuple[tuple[str, bool], ...]
 @lru_cache(maxsize=1 << 14)
 def _sentence_states(text: str) -> tuple[States, ...]:
     """For each sentence that names findings: (finding, whether it is there) pairs; "No Finding" is not one."""
-    found = []
+    by_sentence = []
     for sentence in sentences(text):
         labels = label_report(sentence).items()
         states = [(name, state != 0) for name, state in labels if state is not None and name != "No Finding"]
         if states:
-            found.append(tuple(sorted(states)))
-    return tuple(found)
+            by_sentence.append(tuple(sorted(states)))
+    return tuple(by_sentence)
 
 
 def _agreeing(ours: Sequence[States], theirs: Sequence[States]) -> list[States]:

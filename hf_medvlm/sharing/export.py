@@ -100,8 +100,8 @@ def export_model(
     predictor = load(target, "cpu", model.dtype)
     batch = probe(predictor)
     wanted = answers(predictor, model.eval(), batch)
-    found = answers(predictor, _plain(target).eval(), batch)
-    return Exported(target, {"answers": _check(found, wanted, TOLERANCE[model.dtype])}, [_opens_with(model)])
+    exported = answers(predictor, _plain(target).eval(), batch)
+    return Exported(target, {"answers": _check(exported, wanted, TOLERANCE[model.dtype])}, [_opens_with(model)])
 
 
 def _is_whole(folder: Path) -> bool:
@@ -286,8 +286,8 @@ def _write_onnx(module: Any, inputs: dict[str, Tensor], outputs: list[str], fold
         with torch.no_grad():
             wanted = module(**part)
         wanted = wanted if isinstance(wanted, tuple) else (wanted,)
-        found = session.run(outputs, {name: value.numpy() for name, value in part.items()})
-        for name, ours, theirs in zip(outputs, wanted, found, strict=True):
+        exported = session.run(outputs, {name: value.numpy() for name, value in part.items()})
+        for name, ours, theirs in zip(outputs, wanted, exported, strict=True):
             differences[name] = max(differences[name], float(np.abs(ours.numpy() - theirs).max()))
     for name, difference in differences.items():
         if not difference <= ONNX_TOLERANCE:
@@ -319,8 +319,8 @@ def answers(predictor: Predictor, model: Any, batch: dict[str, Any]) -> Tensor:
     return torch.from_numpy(np.asarray(outputs["image_embeds" if "image_embeds" in outputs else "probability"]))
 
 
-def _check(found: Tensor, wanted: Tensor, tolerance: float) -> float:
-    difference = (found - wanted).abs().max().item()
+def _check(exported: Tensor, wanted: Tensor, tolerance: float) -> float:
+    difference = (exported - wanted).abs().max().item()
     if not difference <= tolerance * max(1.0, wanted.abs().max().item()):
         raise ValueError(f"what was written answers otherwise: the largest difference is {difference:.2g}")
     return difference
@@ -335,7 +335,7 @@ def _new_folder(to: str | Path) -> Path:
 
 
 def _float_type(name: str) -> torch.dtype:
-    found = getattr(torch, name, None)
-    if found not in TOLERANCE:
+    dtype = getattr(torch, name, None)
+    if dtype not in TOLERANCE:
         raise ValueError(f"--dtype {name}: there are float32, bfloat16 and float16")
-    return found
+    return dtype

@@ -13,15 +13,15 @@ class Checks:
 
     lines: list[tuple[str, str, str]] = field(default_factory=list)
 
-    def add(self, state: str, what: str, found: str) -> None:
-        self.lines.append((state, what, found))
+    def add(self, state: str, what: str, result: str) -> None:
+        self.lines.append((state, what, result))
 
     def text(self) -> str:
         """The lines as a table."""
-        return "\n".join(f"{state:>7}  {what:<14} {found}" for state, what, found in self.lines)
+        return "\n".join(f"{state:>7}  {what:<14} {result}" for state, what, result in self.lines)
 
     def stop_if_needed(self) -> None:
         """Raise `ValueError` with every line that must stop the run."""
-        stops = [f"{what}: {found}" for state, what, found in self.lines if state == STOP]
+        stops = [f"{what}: {result}" for state, what, result in self.lines if state == STOP]
         if stops:
             raise ValueError("the preflight stops the run: " + "; ".join(stops))

@@ -59,9 +59,9 @@ def check_image_cache(checks: Checks, collator: Any, splits: Splits, training: M
     for how in layers(collator, training.image_cache, folder):
         there = len(wanted & set(ImageCache(training.image_cache, folder, how)))
         across, along = how.resized(4000, 5000)
-        found = f"{there} of {len(wanted)} pictures {how.key} are in {training.image_cache}"
+        state = f"{there} of {len(wanted)} pictures {how.key} are in {training.image_cache}"
         missing = (len(wanted) - there) * across * along / 1e9
-        checks.add(OK, "image cache", found + (f"; the others will take about {missing:.2f} GB" if missing else ""))
+        checks.add(OK, "image cache", state + (f"; the others will take about {missing:.2f} GB" if missing else ""))
 
 
 def layers(collator: Any, cache: str | Path, folder: Path) -> list[Shrinking]:

@@ -220,16 +220,16 @@ def launcher(tail: Sequence[str]) -> list[str] | None:
     """The command line of the outermost launcher above this process, which ends on the same words; None without one."""
     import psutil
 
-    found = None
+    command = None
     try:
         for process in psutil.Process().parents():
             words = process.cmdline()
             if len(words) <= len(tail) or words[-len(tail) :] != list(tail):
                 break
-            found = words
+            command = words
     except psutil.Error:
-        return found
-    return found
+        return command
+    return command
 
 
 def without(words: Sequence[str], names: Sequence[str]) -> list[str]:

@@ -45,9 +45,9 @@ def check_loading(checks: Checks, trainer: MedVLMTrainer) -> None:
     if rows is None or not len(rows):
         return
     loaded = loader_rate(trainer)
-    found = f"{loaded:.1f} studies/s from {args.dataloader_num_workers} worker(s) of each process"
+    speed = f"{loaded:.1f} studies/s from {args.dataloader_num_workers} worker(s) of each process"
     if args.deepspeed or any(parameter.is_meta for parameter in trainer.model.parameters()):
-        checks.add(OK, "loader", f"{found}; the model's step is not measured, since the model is not whole here")
+        checks.add(OK, "loader", f"{speed}; the model's step is not measured, since the model is not whole here")
         return
     try:
         taken = model_rate(trainer)
@@ -56,15 +56,15 @@ def check_loading(checks: Checks, trainer: MedVLMTrainer) -> None:
         way_out = "lower --per_device_train_batch_size, or add --gradient_checkpointing"
         checks.add(STOP, "step", f"a step of {size} studies does not fit into the device's memory; {way_out} ({error})")
         return
-    found += f"; the model takes {taken:.1f} studies/s on {args.device}"
+    speed += f"; the model takes {taken:.1f} studies/s on {args.device}"
     if loaded >= taken:
-        checks.add(OK, "loader", f"{found}: the loader will wait for the model")
+        checks.add(OK, "loader", f"{speed}: the loader will wait for the model")
         return
     ways = "--image_cache" if not args.image_cache else "more cores"
     if (args.dataloader_num_workers or 0) < available_cores() - 1:
         ways += " or more --dataloader_num_workers"
     state = OK if args.device.type == "cpu" else WARNING
-    checks.add(state, "loader", f"{found}: the model will wait {1 - loaded / taken:.0%} of the time; {ways} would help")
+    checks.add(state, "loader", f"{speed}: the model will wait {1 - loaded / taken:.0%} of the time; {ways} would help")
 
 
 def loader_rate(trainer: MedVLMTrainer, seconds: float = SECONDS) -> float:

@@ -25,8 +25,8 @@ def check_headline(checks: Checks, trainer: MedVLMTrainer, splits: Splits) -> No
     if reason is None:
         checks.add(OK, "best by", f"{asked}, the {'larger' if args.greater_is_better else 'smaller'} the better")
         return
-    found = f"--metric_for_best_model {asked} is not defined on the validate split: {reason}"
-    checks.add(WARNING, "best by", f"{found}; {trainer.choose_another_headline(asked, splits.validate)}")
+    problem = f"--metric_for_best_model {asked} is not defined on the validate split: {reason}"
+    checks.add(WARNING, "best by", f"{problem}; {trainer.choose_another_headline(asked, splits.validate)}")
 
 
 def check_classes(checks: Checks, trainer: MedVLMTrainer, splits: Splits) -> None:
@@ -41,10 +41,12 @@ def check_classes(checks: Checks, trainer: MedVLMTrainer, splits: Splits) -> Non
         few = {name: pair for name, pair in both.items() if min(pair) < FEW_OF_A_CLASS}
         if not both:
             way_out = "label them; prepare_data.py --labels text reads labels from English reports"
-            found = f"no finding of the {split} split has studies with it and studies without it: scores by finding are"
-            checks.add(WARNING, "findings", f"{found} left empty; {way_out}")
+            problem = (
+                f"no finding of the {split} split has studies with it and studies without it: scores by finding are"
+            )
+            checks.add(WARNING, "findings", f"{problem} left empty; {way_out}")
         elif few:
             named = [f"{name} {w} with and {without} without" for name, (w, without) in list(few.items())[:SHOWN]]
             more = f", and {len(few) - SHOWN} more" if len(few) > SHOWN else ""
-            found = f"{split}: fewer than {FEW_OF_A_CLASS} studies of a side, so that a score says little"
-            checks.add(WARNING, "findings", f"{found}: {', '.join(named)}{more}")
+            problem = f"{split}: fewer than {FEW_OF_A_CLASS} studies of a side, so that a score says little"
+            checks.add(WARNING, "findings", f"{problem}: {', '.join(named)}{more}")

@@ -69,13 +69,13 @@ class RewardScores(MedVLMTrainer):
                 self.started = json.loads(file.read_text(encoding="utf-8"))
             return
         with torch.random.fork_rng(devices=[]):  # a resumed run does without this and must draw the same
-            found = {_key(rows.studies): self.scores(rows) for rows in self.start_rows if len(rows)}
-        self.started = {key: without_nan(scores.metrics) for key, scores in found.items()}
+            scores_of = {_key(rows.studies): self.scores(rows) for rows in self.start_rows if len(rows)}
+        self.started = {key: without_nan(scores.metrics) for key, scores in scores_of.items()}
         if self.is_world_process_zero():
             write_json(file, self.started)
-        for scores in found.values():
+        for scores in scores_of.values():
             self._compare_with_baselines(scores)
-        if found:
+        if scores_of:
             first = next(iter(self.started.values()))
             self.log({f"start_{name}": value for name, value in first.items() if value is not None})
 

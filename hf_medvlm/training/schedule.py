@@ -59,9 +59,9 @@ def _blocks_above(name: str, depth: int) -> int:
     """How many steps of decay a parameter is away from the heads."""
     if not name.startswith("vision_tower."):
         return 0
-    found = BLOCK.match(name)
-    if found:
-        return depth - 1 - int(found[1])
+    match = BLOCK.match(name)
+    if match:
+        return depth - 1 - int(match[1])
     return 0 if "norm" in name.split(".")[1] else depth  # the last norm counts as a head, the embeddings lie lowest
 
 

@@ -123,7 +123,7 @@ def test_blocks_hold_every_study_once_and_no_patient_twice(tmp_path):
     tables = read_tables(tmp_path)
     blocks = tables.blocks(40)
     assert [study_id for block in blocks for study_id in block] == tables.study_ids
-    patients = [{tables.found[study_id].patient_id for study_id in block} for block in blocks]
+    patients = [{tables.by_study[study_id].patient_id for study_id in block} for block in blocks]
     assert sum(map(len, patients)) == len(set.union(*patients))
     assert len(blocks) > 5 and all(len(block) >= 40 for block in blocks[:-1])
     whole = {study.study_id: study for study in load_studies(tables, tables.study_ids).studies}

@@ -99,9 +99,9 @@ class ImagePaths:
         starts = range(len(parts)) if absolute else range(1)
         for start in starts:
             path = parse_path("/".join(parts[start:]) or text)
-            found = [path] if self._is_file(path) else self._matches(path, whole=True)
-            if len(found) == 1:
-                return self._say("separator", text, found[0])
+            matches = [path] if self._is_file(path) else self._matches(path, whole=True)
+            if len(matches) == 1:
+                return self._say("separator", text, matches[0])
         if absolute:
             raise EntryError(
                 "path leaves the image folder",
@@ -150,10 +150,10 @@ class ImagePaths:
 
     def _by_uid(self, text: str) -> list[tuple[str, str | None]]:
         """The DICOM files whose header holds this UID or accession number."""
-        found = self._read_uids().get(text.strip(), [])
-        if found:
-            self._say("name, a UID in the DICOM header", text, found[0][0])
-        return found
+        matches = self._read_uids().get(text.strip(), [])
+        if matches:
+            self._say("name, a UID in the DICOM header", text, matches[0][0])
+        return matches
 
     def _read_uids(self) -> dict[str, list[tuple[str, str | None]]]:
         if self._uids is None:

@@ -66,7 +66,7 @@ class MimicTables:
     metadata: str
     reports: Path
     index: Index
-    found: Mapping[str, _Found]
+    by_study: Mapping[str, _Found]
     splits: Mapping[str, str]
     labels: Mapping[str, Labels]
     suffix: str
@@ -78,9 +78,9 @@ class MimicTables:
         blocks: list[list[str]] = [[]]
         patient = None
         for study_id in self.study_ids:
-            if len(blocks[-1]) >= size and self.found[study_id].patient_id != patient:
+            if len(blocks[-1]) >= size and self.by_study[study_id].patient_id != patient:
                 blocks.append([])
-            patient = self.found[study_id].patient_id
+            patient = self.by_study[study_id].patient_id
             blocks[-1].append(study_id)
         return blocks
 
@@ -113,34 +113,34 @@ def read_tables(root: str | Path, suffix: str | None = None) -> MimicTables:
 
     rejected: list[Rejected] = []
     if metadata.stat().st_size < LARGE:
-        found, index = _read_metadata(metadata, rejected), index_reports(reports)
+        by_study, index = _read_metadata(metadata, rejected), index_reports(reports)
         (splits, bad_splits), (labels, bad_labels) = _read_splits(split_table), _read_labels(label_table)
     else:
         with ProcessPoolExecutor(2) as others:
             later_index = others.submit(index_reports, reports)
             later_labels = others.submit(_read_labels, label_table)
             later_splits = others.submit(_read_splits, split_table)
-            found = _read_metadata(metadata, rejected)
+            by_study = _read_metadata(metadata, rejected)
             (labels, bad_labels), (splits, bad_splits) = later_labels.result(), later_splits.result()
             index = later_index.result()
     rejected += bad_splits + bad_labels
 
-    usable = {study_id: study for study_id, study in found.items() if study.frontal and study_id in index}
-    for study_id, study in found.items():
+    usable = {study_id: study for study_id, study in by_study.items() if study.frontal and study_id in index}
+    for study_id, study in by_study.items():
         if study_id not in index:
             rejected.append(Rejected(str(metadata), study.line, study_id, "no report", f"not in {reports.name}"))
         elif not study.frontal:
             rejected.append(Rejected(str(metadata), study.line, study_id, "no frontal image"))
-    strays = sorted(index.keys() - found.keys())
+    strays = sorted(index.keys() - by_study.keys())
     rejected += [Rejected(str(reports), None, study_id, "report without images") for study_id in strays]
     return MimicTables(
         metadata=str(metadata),
         reports=reports,
         index=index,
-        found=found,
+        by_study=by_study,
         splits=splits,
         labels=labels,
-        suffix=suffix or _find_suffix(root, found),
+        suffix=suffix or _find_suffix(root, by_study),
         study_ids=sorted(usable, key=lambda study_id: (usable[study_id].patient_id, study_id)),
         rejected=rejected,
     )
@@ -154,10 +154,10 @@ def load_studies(tables: MimicTables, study_ids: Sequence[str]) -> Corpus:
     `labels` are CheXpert's as published (-1 is uncertain). The split is the official one where its file is there.
     """
     corpus = Corpus(linked=True)
-    priors = find_priors((tables.found[name].patient_id, name, tables.found[name].date) for name in study_ids)
+    priors = find_priors((tables.by_study[name].patient_id, name, tables.by_study[name].date) for name in study_ids)
     for report in read_reports(tables.reports, tables.index, study_ids):
         study_id = report.study_id
-        study = tables.found[study_id]
+        study = tables.by_study[study_id]
         if report.error:
             corpus.rejected.append(Rejected(str(tables.reports), None, study_id, "unreadable report", report.error))
             continue
@@ -186,8 +186,8 @@ def load_studies(tables: MimicTables, study_ids: Sequence[str]) -> Corpus:
 def _table(root: Path, name: str) -> Path | None:
     """The newest `mimic-cxr-2.x.x-<name>.csv.gz` of the root, or the unpacked one."""
     table = re.compile(rf"mimic-cxr-2\.\d+\.\d+-{name}\.csv(?:\.gz)?")
-    found = [file for file in list_folder(root) if table.fullmatch(file)]
-    return root / found[-1] if found else None
+    tables = [file for file in list_folder(root) if table.fullmatch(file)]
+    return root / tables[-1] if tables else None
 
 
 def _image(path: str, view: str) -> StudyImage:
@@ -201,9 +201,9 @@ def _folder(patient_id: str, study_id: str) -> str:
     return f"files/p{patient_id[:2]}/p{patient_id}/s{study_id}"
 
 
-def _find_suffix(root: Path, found: Mapping[str, _Found]) -> str:
+def _find_suffix(root: Path, by_study: Mapping[str, _Found]) -> str:
     """The ending of the first image that is there, of the first 1000 studies; ".jpg" where there is none."""
-    for study_id, study in islice(found.items(), 1000):
+    for study_id, study in islice(by_study.items(), 1000):
         for image, _ in study.frontal + study.lateral:
             for suffix in (".jpg", ".dcm"):
                 if (root / _folder(study.patient_id, study_id) / f"{image}{suffix}").exists():
@@ -213,18 +213,18 @@ def _find_suffix(root: Path, found: Mapping[str, _Found]) -> str:
 
 def _read_metadata(path: Path, rejected: list[Rejected]) -> dict[str, _Found]:
     """Study id -> its images. An image of no use, and a row that cannot be, goes to `rejected`."""
-    found: dict[str, _Found] = {}
+    by_study: dict[str, _Found] = {}
     seen: set[str] = set()
     for line, (image, patient, study_id, view, day, time) in read_columns(path, _METADATA, rejected):
         try:
-            study = found.get(study_id)
+            study = by_study.get(study_id)
             if not _IMAGE_ID.fullmatch(image) or (study is None and not _IDS.fullmatch(f"{patient} {study_id}")):
                 raise EntryError("impossible id", f"subject {patient!r}, study {study_id!r}, image {image!r}")
             if image in seen:
                 raise EntryError("duplicate row", f"image {image}")
             seen.add(image)
             if study is None:
-                study = found[study_id] = _Found(patient, line, parse_date(day, time))
+                study = by_study[study_id] = _Found(patient, line, parse_date(day, time))
             elif study.patient_id != patient:
                 raise EntryError("two patients", f"{patient}, but {study.patient_id} on line {study.line}")
             if view in FRONTAL:
@@ -235,7 +235,7 @@ def _read_metadata(path: Path, rejected: list[Rejected]) -> dict[str, _Found]:
                 raise EntryError("neither frontal nor lateral", f"image {image}, view {view or 'empty'}")
         except EntryError as error:
             rejected.append(Rejected(str(path), line, study_id, error.reason, error.detail))
-    return found
+    return by_study
 
 
 def _read_splits(path: Path | None) -> tuple[dict[str, str], list[Rejected]]:

@@ -126,9 +126,15 @@ def _read_files(_: Path, index: Index, study_ids: Iterable[str]) -> Iterator[tup
 
 
 def _cut(study_id: str, raw: bytes) -> Report:
-    found = select_sections(raw.decode("utf-8"))
-    indication = found["indication"] or found["history"]
-    parts = (found["findings"], found["impression"], found["last_paragraph"], found["comparison"], indication)
+    sections = select_sections(raw.decode("utf-8"))
+    indication = sections["indication"] or sections["history"]
+    parts = (
+        sections["findings"],
+        sections["impression"],
+        sections["last_paragraph"],
+        sections["comparison"],
+        indication,
+    )
     return Report(study_id, *map(_unwrap, parts))
 
 

@@ -71,15 +71,15 @@ def load_rexgradient(root: str | Path) -> Corpus:
 def _tables(root: Path) -> dict[str, Path]:
     """Split -> its table; of several the one with views, then JSON."""
     folder = root / "metadata" if (root / "metadata").is_dir() else root
-    found: dict[str, Path] = {}
+    tables: dict[str, Path] = {}
     endings = ("_metadata_view_position.json", "_metadata.json", "_metadata.csv", "_metadata_view_position.csv")
     names = list_folder(folder)
     for ending in endings:
         for name in names:
             split = SPLIT_NAMES.get(name.removesuffix(ending)) if name.endswith(ending) else None
             if split:
-                found.setdefault(split, folder / name)
-    return found
+                tables.setdefault(split, folder / name)
+    return tables
 
 
 def _rows(path: Path, corpus: Corpus) -> Iterator[tuple[int | None, Mapping[str, Any]]]:

@@ -83,9 +83,9 @@ def load_shards(
     with machine_lock(str(kept)):
         if not (kept / "found.json").is_file():
             _index(pattern, folder, names, named, held_out, kept)
-        found = load_json(kept / "found.json", dict)
-    rejected = [Rejected(**entry) for entry in found["rejected"]]
-    corpus = Corpus(image_folder=folder, notes=found["notes"], patients_known=found["patients_known"])
+        record = load_json(kept / "found.json", dict)
+    rejected = [Rejected(**entry) for entry in record["rejected"]]
+    corpus = Corpus(image_folder=folder, notes=record["notes"], patients_known=record["patients_known"])
     corpus.rejected = rejected
     return kept / "master.jsonl", corpus
 
@@ -113,8 +113,8 @@ def _index(pattern: str, folder: Path, names: Sequence[str], named: Named, held_
     kept.mkdir(parents=True, exist_ok=True)
     count = write_jsonl(link_priors(corpus.studies, corpus.linked), kept / "master.jsonl")
     note = f"{count} studies in {len(names)} shards; their headers and texts are indexed, their images stay inside"
-    found = {"notes": [note, *corpus.notes], "patients_known": corpus.patients_known}
-    write_json(kept / "found.json", found | {"rejected": [asdict(entry) for entry in corpus.rejected]})
+    record = {"notes": [note, *corpus.notes], "patients_known": corpus.patients_known}
+    write_json(kept / "found.json", record | {"rejected": [asdict(entry) for entry in corpus.rejected]})
 
 
 def _tar_rows(folder: Path, name: str, rejected: list[Rejected]) -> Iterator[Entry]:
@@ -166,10 +166,10 @@ def _told(texts: Mapping[str, bytes], where: str) -> dict[str, Any]:
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{where}.{suffix}: not UTF-8 ({error})") from error
-        found = {"text": text} if suffix == "txt" else read_json(text, f"{where}.{suffix}")
-        if not isinstance(found, dict):
-            raise ValueError(f"{where}.{suffix}: an object is wanted, not {type(found).__name__}")
-        row |= found
+        fields = {"text": text} if suffix == "txt" else read_json(text, f"{where}.{suffix}")
+        if not isinstance(fields, dict):
+            raise ValueError(f"{where}.{suffix}: an object is wanted, not {type(fields).__name__}")
+        row |= fields
     return row
 
 

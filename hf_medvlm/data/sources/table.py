@@ -192,22 +192,22 @@ class _Reader:
 
     def _images(self, row: Mapping[str, Any], near: Iterable[str]) -> tuple[StudyImage, ...]:
         """The images of a row; of several files that a path fits, the one in a folder named by one of `near`."""
-        found: list[tuple[str, str | None]] = []
+        images: list[tuple[str, str | None]] = []
         folders = tuple(near)
         for cell in self._image_cells(row):
             if isinstance(cell, Mapping) and cell.get("bytes") is None and isinstance(cell.get("path"), str):
                 if not self.embedded.from_data_set(cell["path"]):
                     paths = self.paths.find(cell["path"], folders)
-                    found += [(path, cell.get("view") or view) for path, view in paths]
+                    images += [(path, cell.get("view") or view) for path, view in paths]
                     continue
             if isinstance(cell, (Mapping, bytes)):
-                found.append((self.embedded.find(cell), None))
+                images.append((self.embedded.find(cell), None))
             else:
-                found += self.paths.find(cell, folders)
+                images += self.paths.find(cell, folders)
         views = as_list(row.get(self.columns.view)) if self.columns.view else [None]
-        views_of = pair_views(views, len(found))
+        views_of = pair_views(views, len(images))
         return tuple(
-            StudyImage(path, view or given_view) for (path, given_view), view in zip(found, views_of, strict=True)
+            StudyImage(path, view or given_view) for (path, given_view), view in zip(images, views_of, strict=True)
         )
 
     def _image_cells(self, row: Mapping[str, Any]) -> list[Any]:

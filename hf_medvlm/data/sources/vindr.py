@@ -52,8 +52,8 @@ def load_vindr(root: str | Path) -> Corpus:
                 corpus.rejected.append(Rejected(str(table), line, image, reason, f"{part}/{image}.dicom"))
                 continue
             study = _study(image, places[image], votes)
-            found = tuple(StudyBox(0, box.phrase, box.xywh, box.finding) for box in boxes.get(image, ()))
-            corpus.add(replace(study, split=SPLITS[part], boxes=found), str(table), line)
+            study_boxes = tuple(StudyBox(0, box.phrase, box.xywh, box.finding) for box in boxes.get(image, ()))
+            corpus.add(replace(study, split=SPLITS[part], boxes=study_boxes), str(table), line)
     return corpus
 
 

@@ -81,15 +81,15 @@ def _holds(folder: Path, settings: dict[str, int]) -> bool:
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        found = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        written = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = {}
-    if not isinstance(found, dict) or found | {"generator": GENERATOR} != settings:
+        written = {}
+    if not isinstance(written, dict) or written | {"generator": GENERATOR} != settings:
         raise ValueError(
-            f"{folder} holds {found or 'something else'}, not synthetic studies with {settings}; "
+            f"{folder} holds {written or 'something else'}, not synthetic studies with {settings}; "
             "name another folder or delete it"
         )
-    return found == settings
+    return written == settings
 
 
 def _make(folder: Path, settings: dict[str, int]) -> None:

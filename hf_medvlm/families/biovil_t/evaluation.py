@@ -124,14 +124,16 @@ class BioViLTEvaluation(RetrievalEvaluation):
         alone = output
         if model.config.temporal and (has_text or output.progression_logits is not None):
             alone = model(pixel_values=batch["pixel_values"])
-        found = {"size": batch["sizes"]} | self._of_the_image(model, output, output.representations.get("logit_scale"))
+        outputs = {"size": batch["sizes"]} | self._of_the_image(
+            model, output, output.representations.get("logit_scale")
+        )
         if output.progression_logits is not None:
-            found["progression_without_prior"] = alone.progression_logits
+            outputs["progression_without_prior"] = alone.progression_logits
         if not has_text:
-            return found
+            return outputs
         if self._similar is None:
             self._similar = sentence_similarity(model, self.collator.processor.tokenizer, self._pairs[0])
-        return found | {
+        return outputs | {
             "text_embeds": output.text_embeds,
             "scalar/logit_scale": output.representations["logit_scale"].expand(len(output.image_embeds)),
             "similarity": self._similarities(model, alone.patch_embeds, batch),
@@ -150,13 +152,13 @@ class BioViLTEvaluation(RetrievalEvaluation):
     def _of_the_image(self, model: Any, output: Any, scale: Tensor | None) -> dict[str, Tensor]:
         """What `output` says of each image, whatever its report says; zero-shot where there is a `scale`."""
         logits = {"progression": output.progression_logits, "findings": output.finding_logits}
-        found = {name: value for name, value in logits.items() if value is not None}
-        found["image_embeds"] = output.image_embeds
+        outputs = {name: value for name, value in logits.items() if value is not None}
+        outputs["image_embeds"] = output.image_embeds
         if scale is not None:
             if self._prompts is None:
                 self._prompts = self._embed_prompts(model, output.image_embeds.device)
-            found["zero_shot"] = self.margins(output.image_embeds, scale)
-        return found
+            outputs["zero_shot"] = self.margins(output.image_embeds, scale)
+        return outputs
 
     def describe(self, outputs: dict[str, np.ndarray]) -> dict[str, Any]:
         """Findings of the trained classifier where there is one, else zero-shot; progression where there is a prior."""
@@ -216,7 +218,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
     def _score_sentences(self, scores: Scores) -> None:
         same = np.array(self._pairs[1])
         assert self._similar is not None, "predict compares the sentences"
-        found = sentence_pair_scores(self._similar.numpy(), same)
+        pair_scores = sentence_pair_scores(self._similar.numpy(), same)
         self._similar = None  # the next evaluation has other weights
         scores.baselines["all_contradict"] = {"nli_accuracy": float(1 - same.mean()), "nli_auc": 0.5}
         how = (
@@ -224,7 +226,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
             f"or two against it are paraphrases, one of each a contradiction; threshold {PUBLISHED_THRESHOLD}; "
             f"{PAIRS_PROTOCOL}"
         )
-        scores.add({f"nli_{name}": value for name, value in found.items()}, facts.SENTENCES, how)
+        scores.add({f"nli_{name}": value for name, value in pair_scores.items()}, facts.SENTENCES, how)
 
     def _score_progression(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
         findings = self.collator.progression_findings
@@ -243,15 +245,15 @@ class BioViLTEvaluation(RetrievalEvaluation):
         for system, guess in guesses.items():
             right = (guess == labels) & known
             recalls = [right[labels == state].mean() for state in range(len(PROGRESSIONS)) if (labels == state).any()]
-            found = {
+            rates = {
                 "progression_accuracy": right.sum() / known.sum() if known.any() else float("nan"),
                 "progression_macro_accuracy": np.mean(recalls) if recalls else float("nan"),
             }
-            found = {name: float(value) for name, value in found.items()}
+            rates = {name: float(value) for name, value in rates.items()}
             if system:
-                scores.baselines.setdefault(system, {}).update(found)
+                scores.baselines.setdefault(system, {}).update(rates)
             else:
-                scores.add(found, facts.CHANGE, PROGRESSION_PROTOCOL)
+                scores.add(rates, facts.CHANGE, PROGRESSION_PROTOCOL)
         right = np.where(known, guesses[""] == labels, np.nan)
         patients = [study.patient_id for row, study in zip(right, studies, strict=True) for _ in row]
         scores.intervals["progression_accuracy"] = bootstrap_interval(right.ravel(), patients)
@@ -271,10 +273,10 @@ class BioViLTEvaluation(RetrievalEvaluation):
     def _score_finding_head(self, scores: Scores, logits: np.ndarray, studies: list[Study]) -> None:
         names = self.collator.findings
         labels = label_matrix([study.labels for study in studies], names)
-        found = finding_scores(logits, labels, names, thresholds=0.0)
-        how = f"the trained classifier, present above a probability of 0.5; {findings_protocol(found, names)}"
-        scores.add({name: found[name] for name in ("mean_auc", "mean_ap", "mean_f1")}, facts.FINDINGS, how)
-        scores.add({name: value for name, value in found.items() if name.startswith("auc/")}, facts.FINDINGS, how)
+        by_finding = finding_scores(logits, labels, names, thresholds=0.0)
+        how = f"the trained classifier, present above a probability of 0.5; {findings_protocol(by_finding, names)}"
+        scores.add({name: by_finding[name] for name in ("mean_auc", "mean_ap", "mean_f1")}, facts.FINDINGS, how)
+        scores.add({name: value for name, value in by_finding.items() if name.startswith("auc/")}, facts.FINDINGS, how)
 
     def _keep_maps(self, scores: Scores, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> None:
         """Where the findings that the model or the report calls present are, with boxes or without: for the pages."""
@@ -285,8 +287,8 @@ class BioViLTEvaluation(RetrievalEvaluation):
             width, height = map(int, outputs["size"][number])
             if not width:
                 continue
-            found = {name: rows[number] for name, rows in outputs.items() if name in ("zero_shot", "findings")}
-            described = self.describe(found)
+            study_outputs = {name: rows[number] for name, rows in outputs.items() if name in ("zero_shot", "findings")}
+            described = self.describe(study_outputs)
             likely, present = described["probabilities"], described["findings_prediction"]
             names = [n for n in self.findings if n != "No Finding" and 1 in (present.get(n), study.labels.get(n))]
             for name in sorted(names, key=lambda name: -likely.get(name, 0.0))[:SHOWN_FINDINGS]:
@@ -328,7 +330,7 @@ class BioViLTEvaluation(RetrievalEvaluation):
 
 def located_phrases(study: Study) -> dict[str, list[tuple[float, float, float, float]]]:
     """phrase -> its boxes on the frontal image, in the order of the boxes."""
-    found: dict[str, list] = {}
+    by_phrase: dict[str, list] = {}
     for box in study.frontal_boxes():
-        found.setdefault(box.phrase, []).append(box.xywh)
-    return found
+        by_phrase.setdefault(box.phrase, []).append(box.xywh)
+    return by_phrase

@@ -156,24 +156,24 @@ def _forward(
     hidden = not PartialState().is_main_process
     for batch in tqdm(loader, "Extracting", unit="batch", disable=True if hidden else None):
         batch = {name: value.to(model.device) for name, value in batch.items()}
-        found = {name: value.to(DTYPES[options.dtype]) for name, value in features_of(model, batch, options).items()}
-        yield {name: value.cpu() for name, value in (found | {"has_previous": batch["has_previous"]}).items()}
+        tensors = {name: value.to(DTYPES[options.dtype]) for name, value in features_of(model, batch, options).items()}
+        yield {name: value.cpu() for name, value in (tensors | {"has_previous": batch["has_previous"]}).items()}
 
 
 def features_of(model: BioViLTModel, batch: dict[str, Tensor], options: FeatureOptions) -> dict[str, Tensor]:
     """The features of one batch, a row a study."""
-    found = {}
+    tensors = {}
     if "image" in options.kinds or "patch" in options.kinds:
         previous = [batch[name] for name in ("previous_pixel_values", "has_previous")] if model.config.temporal else []
         features: Any = model.get_image_features(batch["pixel_values"], *previous)
         if "image" in options.kinds:
-            found["img_embedding"] = features.img_embedding
-            found["projected_global_embedding"] = features.projected_global_embedding
+            tensors["img_embedding"] = features.img_embedding
+            tensors["projected_global_embedding"] = features.projected_global_embedding
         if "patch" in options.kinds:
-            found["projected_patch_embeddings"] = features.projected_patch_embeddings
+            tensors["projected_patch_embeddings"] = features.projected_patch_embeddings
     if "text" in options.kinds:
-        found["text_embedding"] = model.get_text_features(batch["input_ids"], batch["attention_mask"])
-    return found
+        tensors["text_embedding"] = model.get_text_features(batch["input_ids"], batch["attention_mask"])
+    return tensors
 
 
 def _settings(

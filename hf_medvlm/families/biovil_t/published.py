@@ -34,9 +34,9 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     if path.is_dir():
         files = sorted(path.glob("*image*.pt"))
         if len(files) != 1:
-            found = ", ".join(file.name for file in files) or "none"
+            names = ", ".join(file.name for file in files) or "none"
             raise ValueError(
-                f"{path}: expected one image model, such as biovil_t_image_model_proj_size_128.pt; found {found}"
+                f"{path}: expected one image model, such as biovil_t_image_model_proj_size_128.pt; found {names}"
             )
         path = files[0]
     state_dict = read_state_dict(path)

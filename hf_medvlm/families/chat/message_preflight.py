@@ -80,11 +80,11 @@ def _lengths(checks: Checks, collator: MessageCollator, studies: Sequence[Study]
     if images:
         checks.add(OK, "image tokens", f"{min(images)} to {max(images)} an image")
     longest, limit = max(total for total, _ in counts), collator.max_length
-    found = f"{longest} tokens in the longest of {len(counts)} looked at, images included; the limit is {limit}"
+    lengths = f"{longest} tokens in the longest of {len(counts)} looked at, images included; the limit is {limit}"
     if longest <= limit:
-        checks.add(OK, "length", found)
+        checks.add(OK, "length", lengths)
     else:
-        checks.add(WARNING, "length", found + ": its text will be cut at the end; raise --model_max_length")
+        checks.add(WARNING, "length", lengths + ": its text will be cut at the end; raise --model_max_length")
 
 
 def _memory(checks: Checks, model: Any) -> None:

@@ -208,9 +208,9 @@ def _stop_of_tokenizer(batch: Mapping[str, Tensor], row: int, inside: Tensor, st
     """A stop token that the tokenizer itself puts right after the last answer."""
     last = int(batch["attention_mask"][row].nonzero()[-1])
     follows = last > 0 and bool(inside[last - 1]) and bool(torch.isin(batch["input_ids"][row, last], stops))
-    found = torch.zeros_like(inside)
-    found[last] = follows
-    return found
+    stop_mask = torch.zeros_like(inside)
+    stop_mask[last] = follows
+    return stop_mask
 
 
 def _check_images(one: Rendered, replaced: Sequence[Any], images: int, processor: ProcessorMixin) -> None:

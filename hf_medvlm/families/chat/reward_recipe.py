@@ -92,13 +92,13 @@ class ChatRewardTrainer(RewardScores, MessageTrainer):
         self.check_reward(checks)
         options, samples = self.options, self.options.reward_samples
         if options.method == "grpo":
-            found = f"{samples} of each study a step, at temperature {options.reward_temperature:g}; beside a "
-            found += f"supervised step, {samples} times the forward and backward passes, and the writing besides"
+            what = f"{samples} of each study a step, at temperature {options.reward_temperature:g}; beside a "
+            what += f"supervised step, {samples} times the forward and backward passes, and the writing besides"
         elif options.pairs:
-            found = f"{len(read_pairs(options.pairs, self.train_dataset.studies))} pairs in {options.pairs}"
+            what = f"{len(read_pairs(options.pairs, self.train_dataset.studies))} pairs in {options.pairs}"
         else:
-            found = f"the best and the worst of {samples} of each study, written once before training"
-        checks.add(OK, "reports", found)
+            what = f"the best and the worst of {samples} of each study, written once before training"
+        checks.add(OK, "reports", what)
 
     # -- what TRL asks for ---------------------------------------------------------------------------------------------
 
@@ -124,17 +124,17 @@ class ChatRewardTrainer(RewardScores, MessageTrainer):
         sampled = SampledReports(self.evaluation, options.reward_samples, options.reward_temperature, self.args.seed)
         with _evaluation_of(self, sampled):
             texts = sampled.texts(self.predict_rows(self.train_dataset))
-        found = rank(texts, studies, self.reward)
-        if not found:
+        ranked = rank(texts, studies, self.reward)
+        if not ranked:
             raise ValueError(
                 "all reports that the model writes of a study are worth the same, so that there is no pair to learn "
                 "from; raise --reward_samples or --reward_temperature, or choose another --reward"
             )
         if self.is_world_process_zero():
-            write_pairs(found, kept)
-            print(f"{len(found)} pairs of {len(studies)} studies, in {kept}", flush=True)
+            write_pairs(ranked, kept)
+            print(f"{len(ranked)} pairs of {len(studies)} studies, in {kept}", flush=True)
         self.accelerator.wait_for_everyone()
-        return found
+        return ranked
 
 
 class _evaluation_of:
@@ -248,8 +248,8 @@ def _stepping(
             start = time.perf_counter()
             trainer.follow(self)
             scores = trainer.scores(trainer.eval_dataset)
-            found = without_nan(scores.metrics)
-            metrics = {f"{metric_key_prefix}_{name}": value for name, value in found.items() if value is not None}
+            values = without_nan(scores.metrics)
+            metrics = {f"{metric_key_prefix}_{name}": value for name, value in values.items() if value is not None}
             metrics[f"{metric_key_prefix}_runtime"] = round(time.perf_counter() - start, 3)
             self.log(metrics)
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

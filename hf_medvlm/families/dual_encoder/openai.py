@@ -128,7 +128,7 @@ def openai_config(weights: dict[str, Tensor], hidden_act: str = "quick_gelu") ->
 
 
 def _sizes(weights: dict[str, Tensor], side: str, hidden_act: str) -> dict[str, Any]:
-    layers = [int(found[1]) for key in weights if (found := re.match(rf"{side}\.encoder\.layers\.(\d+)\.", key))]
+    layers = [int(match[1]) for key in weights if (match := re.match(rf"{side}\.encoder\.layers\.(\d+)\.", key))]
     hidden, width = weights[f"{side}.encoder.layers.0.mlp.fc1.weight"].shape
     return {
         "hidden_size": width,

@@ -209,7 +209,7 @@ def _text_config(text: dict[str, Any], published: dict[str, Tensor], folder: Pat
 
 
 def _count(published: dict[str, Tensor], pattern: str) -> int:
-    return 1 + max(int(found[1]) for key in published if (found := re.match(pattern, key)))
+    return 1 + max(int(match[1]) for key in published if (match := re.match(pattern, key)))
 
 
 def _rename(key: str, source: int, target: int) -> str:
@@ -278,8 +278,8 @@ def _clip_names(ours: dict[str, Tensor]) -> dict[str, Tensor]:
     """Our names -> those of transformers' CLIPModel or SiglipModel."""
     renamed = {}
     for key, value in ours.items():
-        theirs, own = next((pair for pair in CLIP_PREFIXES if key.startswith(pair[1])), ("", ""))
-        renamed[theirs + key.removeprefix(own)] = value
+        theirs, prefix = next((pair for pair in CLIP_PREFIXES if key.startswith(pair[1])), ("", ""))
+        renamed[theirs + key.removeprefix(prefix)] = value
     return renamed
 
 

@@ -90,8 +90,8 @@ class FindingsCollator:
     def __call__(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
         rows = as_rows(items)
         triplets = [study_triplets(row.study) for row in rows]
-        labels = [entity_states(found, self.entities, self.unmentioned) for found in triplets]
-        index = [self._sample_positions(row, found) for row, found in zip(rows, triplets, strict=True)]
+        labels = [entity_states(of_study, self.entities, self.unmentioned) for of_study in triplets]
+        index = [self._sample_positions(row, of_study) for row, of_study in zip(rows, triplets, strict=True)]
         return {
             **self.images(rows),
             "labels": torch.from_numpy(np.stack(labels)),

@@ -57,8 +57,8 @@ class DecoderLayer(nn.Module):
         """(B, E, D), (B, P, D) -> (B, E, D) and where each entity looked, (B, E, P), each row summing to 1."""
         states = self.norm1(entities)
         entities = entities + self.dropout(self.self_attn(states, states, need_weights=False)[0])
-        found, weights = self.multihead_attn(self.norm2(entities), patches, need_weights=True)
-        entities = entities + self.dropout(found)
+        attended, weights = self.multihead_attn(self.norm2(entities), patches, need_weights=True)
+        entities = entities + self.dropout(attended)
         hidden = self.dropout(relu(self.linear1(self.norm3(entities))))
         return entities + self.dropout(self.linear2(hidden)), weights
 

@@ -63,12 +63,12 @@ def published_name(name: str) -> str:
 
 def boxed_entities(study: Study, entities: Sequence[str]) -> dict[str, list[tuple[float, float, float, float]]]:
     """Entity -> its boxes on the frontal image; the entities are those that the boxes' phrases name."""
-    found: dict[str, list] = {}
+    by_entity: dict[str, list] = {}
     for box in study.frontal_boxes():
         for entity in dict.fromkeys(name for name, _, _ in extract_triplets(box.phrase)):
             if entity in entities:
-                found.setdefault(entity, []).append(box.xywh)
-    return found
+                by_entity.setdefault(entity, []).append(box.xywh)
+    return by_entity
 
 
 @dataclass
@@ -104,8 +104,8 @@ class MedKlipEvaluation(Evaluation):
 
     def class_counts(self, studies: Sequence[Study]) -> dict[str, tuple[int, int]]:
         names = list(self.collator.entities[: self.trained])
-        found = [entity_states(study_triplets(study), names, self.collator.unmentioned) for study in studies]
-        states = np.stack(found) if found else np.zeros((0, len(names)))
+        by_study = [entity_states(study_triplets(study), names, self.collator.unmentioned) for study in studies]
+        states = np.stack(by_study) if by_study else np.zeros((0, len(names)))
         return {
             name: (int((column == PRESENT).sum()), int((column == ABSENT).sum()))
             for name, column in zip(names, states.T, strict=True)
@@ -138,7 +138,7 @@ class MedKlipEvaluation(Evaluation):
             "pixel_values": batch["pixel_values"],
             "labels": batch["labels"],
             "size": torch.tensor(sizes),
-            "explain": torch.tensor([[name in found for name in names] for found in wanted]),
+            "explain": torch.tensor([[name in asked for name in names] for asked in wanted]),
         }
 
     def _image_size(self, study: Study) -> tuple[int, int]:
@@ -151,10 +151,10 @@ class MedKlipEvaluation(Evaluation):
         """What `predict_images` gives, `labels` (B, E), `size` (B, 2), and `evidence` (B, trained, h, w), Grad-CAM
         where `explain` asks for it, else 0.
         """
-        found = self.predict_images(model, batch)
-        height, width = found["maps"].shape[-2:]
+        outputs = self.predict_images(model, batch)
+        height, width = outputs["maps"].shape[-2:]
         evidence = self._evidence(model, batch, (height, width))
-        return found | {"labels": batch["labels"], "size": batch["size"], "evidence": evidence}
+        return outputs | {"labels": batch["labels"], "size": batch["size"], "evidence": evidence}
 
     def collate_images(self, rows: list[Row]) -> dict[str, Any]:
         return self.collator.images(as_rows(rows))
@@ -233,9 +233,9 @@ class MedKlipEvaluation(Evaluation):
         rows, columns = explain.any(1).nonzero().flatten(), explain.any(0).nonzero().flatten()
         sharded = any(hasattr(p, "ds_id") for p in model.parameters())  # ZeRO-3 has no gradients outside its own step
         if len(rows) and not sharded:
-            found = model.saliency(batch["pixel_values"][rows], columns.tolist()).float().cpu()
+            saliency = model.saliency(batch["pixel_values"][rows], columns.tolist()).float().cpu()
             rows, columns = rows.cpu(), columns.cpu()
-            evidence[rows[:, None], columns] = found * explain.cpu()[rows[:, None], columns, None, None]
+            evidence[rows[:, None], columns] = saliency * explain.cpu()[rows[:, None], columns, None, None]
         return evidence
 
     def score(self, outputs: dict[str, list[np.ndarray]], studies: list[Study]) -> Scores:
@@ -261,11 +261,11 @@ class MedKlipEvaluation(Evaluation):
         names, trained = self.names, self.trained
         limits = np.full(len(names), np.nan) if self.thresholds is None else self.thresholds
         shown, truth = probability[:, :trained], labels[:, :trained]
-        found = finding_scores(shown, truth, names[:trained], thresholds=limits[:trained])
+        by_finding = finding_scores(shown, truth, names[:trained], thresholds=limits[:trained])
         constant = finding_scores(np.ones_like(shown), truth, names[:trained])
         means = [f"mean_{kind}" for kind in KINDS]
-        how_trained = f"{how}; {findings_protocol(found, names[:trained])}"
-        scores.add({name: found[name] for name in means}, facts.FINDINGS, how_trained)
+        how_trained = f"{how}; {findings_protocol(by_finding, names[:trained])}"
+        scores.add({name: by_finding[name] for name in means}, facts.FINDINGS, how_trained)
         scores.baselines["all_present"] = {name: constant[name] for name in means}
         for name, measure in {"mean_auc": area, "mean_ap": average_precision}.items():
             scores.intervals[name] = bootstrap_rows(
@@ -275,15 +275,15 @@ class MedKlipEvaluation(Evaluation):
             apart = finding_scores(
                 probability[:, trained:], labels[:, trained:], names[trained:], thresholds=limits[trained:]
             )
-            found |= {key: value for key, value in apart.items() if "/" in key}
+            by_finding |= {key: value for key, value in apart.items() if "/" in key}
             held_out = {"held_out_auc": apart["mean_auc"]}
             held_out |= {f"held_out_auc/{name}": apart[f"auc/{name}"] for name in names[trained:]}
             left_out = "entities left out of training, asked for by their description alone; "
             scores.add(held_out, facts.FINDINGS, left_out + findings_protocol(apart, names[trained:]))
             scores.baselines["all_present"]["held_out_auc"] = 0.5
-        scores.add({f"auc/{name}": found[f"auc/{name}"] for name in names[:trained]}, facts.FINDINGS, how_trained)
+        scores.add({f"auc/{name}": by_finding[f"auc/{name}"] for name in names[:trained]}, facts.FINDINGS, how_trained)
         scores.figures["per_finding"] = {
-            name: {kind: found[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in names
+            name: {kind: by_finding[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in names
         }
         scores.figures["roc"] = {name: roc_curve(probability[:, c], labels[:, c]) for c, name in enumerate(names)}
         if self.thresholds is not None:
@@ -299,7 +299,7 @@ class MedKlipEvaluation(Evaluation):
         for prediction, study, maps, evidence, (width, height) in zip(
             scores.predictions, studies, *(outputs[key] for key in ("maps", "evidence", "size")), strict=True
         ):
-            boxes = {shown_name(e): found for e, found in boxed_entities(study, self.collator.entities).items()}
+            boxes = {shown_name(e): located for e, located in boxed_entities(study, self.collator.entities).items()}
             prediction["boxes"] = [
                 {"image": prediction["map_image"], "phrase": entity, "finding": entity, "xywh": list(xywh)}
                 for entity, entity_boxes in boxes.items()
@@ -314,14 +314,14 @@ class MedKlipEvaluation(Evaluation):
             }
             for entity, entity_boxes in boxes.items():
                 mask = box_mask(entity_boxes, int(width), int(height))
-                found = location_scores(maps[names.index(entity)], mask)
+                located = location_scores(maps[names.index(entity)], mask)
                 if names.index(entity) < self.trained:
-                    rows.append(found)
+                    rows.append(located)
                     shares.append(mask.mean())
                     patients.append(study.patient_id)
                 else:
-                    held_out.append(found)
-                by_entity.setdefault(entity, []).append(found["pointing_game"])
+                    held_out.append(located)
+                by_entity.setdefault(entity, []).append(located["pointing_game"])
         how = (
             "the decoder's attention (mean of layers and heads) for the entity that a box's phrase names, patches as "
             f"blocks of pixels, scaled to [0, 1]; mask above {PUBLISHED_THRESHOLD} x {PUBLISHED_PATCHES} / patches, as "

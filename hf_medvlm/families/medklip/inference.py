@@ -44,8 +44,8 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
 
 
 def _limit(limits: dict[str, float | None], entity: str) -> float:
-    found = limits.get(shown_name(entity), limits.get(entity))  # under the entity's own name in earlier versions
-    return float("nan") if found is None else found
+    limit = limits.get(shown_name(entity), limits.get(entity))  # under the entity's own name in earlier versions
+    return float("nan") if limit is None else limit
 
 
 class MedKlipPredictor(Predictor):
@@ -73,8 +73,8 @@ class MedKlipPredictor(Predictor):
         """
         patches, grid = self.model.get_image_features(batch["pixel_values"], return_grid=True)
         texts = list(dict.fromkeys(text for asked in phrases for text in asked))
-        found = {text: self._attention(patches, text).unflatten(-1, grid).float().cpu() for text in texts}
-        return [{text: found[text][row] for text in asked} for row, asked in enumerate(phrases)]
+        maps = {text: self._attention(patches, text).unflatten(-1, grid).float().cpu() for text in texts}
+        return [{text: maps[text][row] for text in asked} for row, asked in enumerate(phrases)]
 
     def _attention(self, patches: Tensor, phrase: str) -> Tensor:
         """(B, P), where the decoder looks for a phrase."""

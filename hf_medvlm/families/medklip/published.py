@@ -37,8 +37,8 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in (*PICKLED, ".safetensors"))
         if len(files) != 1:
-            found = ", ".join(file.name for file in files) or "none"
-            raise ValueError(f"{path}: expected one checkpoint, such as checkpoint_final.pth; found {found}")
+            names = ", ".join(file.name for file in files) or "none"
+            raise ValueError(f"{path}: expected one checkpoint, such as checkpoint_final.pth; found {names}")
         path = files[0]
     state_dict = read_state_dict(path)
     if not {"res_features.0.weight", "disease_embedding_layer.weight"} <= state_dict.keys():

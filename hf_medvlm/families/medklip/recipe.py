@@ -96,7 +96,7 @@ def prepare_findings(splits: Splits, options: MedKlipArguments) -> Splits:
         return splits
     from hf_medvlm.data.radgraph import annotate
 
-    return replace(splits, studies={split: annotate(found) for split, found in splits.studies.items()})
+    return replace(splits, studies={split: annotate(studies) for split, studies in splits.studies.items()})
 
 
 def choose_entities(studies: Sequence[Study], unmentioned: str, held_out: Sequence[str] = ()) -> list[str]:

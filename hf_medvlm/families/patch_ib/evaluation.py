@@ -50,13 +50,13 @@ class PatchEvaluation(RetrievalEvaluation):
     perturbation_steps: int = 4
 
     def tensors(self, model: nn.Module, output: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
-        found = super().tensors(model, output, batch) | {"salience": output.salience, "kept": output.kept}
+        tensors = super().tensors(model, output, batch) | {"salience": output.salience, "kept": output.kept}
         if self.perturbation_steps:
             curves = perturbation_curves(
                 model, batch["pixel_values"], output.text_embeds, output.salience, self.perturbation_steps
             )
-            found |= dict(zip(("deletion", "insertion"), curves, strict=True))
-        return found
+            tensors |= dict(zip(("deletion", "insertion"), curves, strict=True))
+        return tensors
 
     def outputs_of(self, eval_prediction: EvalPrediction) -> dict[str, list[np.ndarray]]:
         """As `predict`; deletion and insertion, which `forward` does not tell, take a pass of their own."""

@@ -48,11 +48,11 @@ class PatchPredictor(PairPredictor):
 
     def locate(self, batch: dict[str, Any], phrases: Sequence[Sequence[str]]) -> list[dict[str, Tensor]]:
         """How much each patch counts beside a phrase, 0 where it was not kept."""
-        found: list[dict[str, Tensor]] = [{} for _ in phrases]
+        maps: list[dict[str, Tensor]] = [{} for _ in phrases]
         for text in dict.fromkeys(text for asked in phrases for text in asked):
             rows = [row for row, asked in enumerate(phrases) if text in asked]
             tokens = self._to_device(self.collator.tokenize([text] * len(rows)))
             output = self.model(pixel_values=batch["pixel_values"][rows], **tokens)
             for row, salience, kept in zip(rows, output.salience, output.kept, strict=True):
-                found[row][text] = (salience * kept).float().cpu()
-        return found
+                maps[row][text] = (salience * kept).float().cpu()
+        return maps

@@ -100,12 +100,12 @@ def clinical_scores(
         if not wanted & users[part]:
             continue
         try:
-            found = compute()
+            outcome = compute()
         except MissingWeights as error:
             missing |= {name: str(error) for name in names if name in users[part]}
             continue
         for kept in ("values", "per_study", "facts"):
-            getattr(result, kept).update(getattr(found, kept))
+            getattr(result, kept).update(getattr(outcome, kept))
     if "radcliq" in wanted and "radcliq" not in missing:
         radcliq.combine(result, predictions, references)
     return _only(result, wanted), missing

@@ -128,10 +128,10 @@ def is_private(host: str) -> bool:
         ValueError: the host has no address.
     """
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+        hosts = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except OSError as error:
         raise ValueError(f"--judge_url: the host {host!r} has no address here ({error})") from error
-    addresses = [ipaddress.ip_address(str(address).partition("%")[0]) for address in found]
+    addresses = [ipaddress.ip_address(str(address).partition("%")[0]) for address in hosts]
     return all(address.is_loopback or address.is_private or address.is_link_local for address in addresses)
 
 
@@ -230,9 +230,9 @@ def _filled(prompt: str, **texts: str) -> str:
 def _answer(judge: Judge, prompt: str, read: Callable[[dict[str, Any]], float]) -> float:
     """What `read` finds in the JSON object of the judge's answer; NaN where no answer can be read."""
     for _ in range(TRIES):
-        found = re.search(r"\{.*\}", judge.ask(prompt), re.DOTALL)
+        match = re.search(r"\{.*\}", judge.ask(prompt), re.DOTALL)
         try:
-            return read(json.loads(found.group() if found else ""))
+            return read(json.loads(match.group() if match else ""))
         except (ValueError, KeyError, TypeError, AttributeError):
             continue
     return math.nan

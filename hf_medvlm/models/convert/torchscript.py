@@ -112,5 +112,5 @@ def _tensors(value: Any, name: str, depth: int) -> Iterator[tuple[str, Tensor]]:
     if isinstance(value, Tensor):
         yield name, value
     elif isinstance(value, _Record):
-        for key, own in vars(value).items():
-            yield from _tensors(own, f"{name}.{key}" if name else str(key), depth + 1)
+        for key, inner in vars(value).items():
+            yield from _tensors(inner, f"{name}.{key}" if name else str(key), depth + 1)
