@@ -147,7 +147,7 @@ def _stock_towers(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, .
     """The modules of vision and language of a class of transformers, the decoder first."""
     names = {id(module): name for name, module in model.named_modules()}
     decoder = names.get(id(model.get_decoder()))
-    vision = names.get(id(model.get_encoder(modality="image"))) or _first_named(model, VISION_NAMES)
+    vision = names.get(id(model.get_encoder(modality="image"))) or first_named(model, VISION_NAMES)
     if not decoder or not vision or decoder == vision:
         modules = ", ".join(name for name, _ in getattr(model, "model", model).named_children())
         raise ValueError(
@@ -164,7 +164,7 @@ def _stock_towers(model: PreTrainedModel) -> tuple[tuple[str, ...], tuple[str, .
     return (vision,), (*towers, *dict.fromkeys(head for head in heads if not _under(head, towers)))
 
 
-def _first_named(model: nn.Module, wanted: tuple[str, ...]) -> str | None:
+def first_named(model: nn.Module, wanted: tuple[str, ...]) -> str | None:
     """The module nearest to the root whose last name is in `wanted`."""
     matches = [name for name, _ in model.named_modules() if name.rpartition(".")[2] in wanted]
     return min(matches, key=lambda name: name.count("."), default=None)

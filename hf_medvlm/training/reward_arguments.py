@@ -23,6 +23,11 @@ class RewardArguments:
     )
     reward_temperature: float = option(1.0, "with --reward: temperature at which the reports are sampled")
     reward_kl: float = option(0.0, "with --reward: weight of the divergence from the start model; 0 does without it")
+    reward_supervised_weight: float = option(
+        0.0,
+        "with --reward: weight of each study's own report, learnt beside the sampled reports as without rewards; 0 "
+        "does without it",
+    )
     reward_clip: float = option(0.2, "with --reward: how far a token's probability may move from where it was sampled")
 
     @property
@@ -45,5 +50,5 @@ class RewardArguments:
             )
         if self.reward_temperature <= 0:
             raise ValueError(f"--reward_temperature {self.reward_temperature}: it must be above 0")
-        if self.reward_kl < 0 or not 0 < self.reward_clip:
-            raise ValueError("--reward_kl must be 0 or more, and --reward_clip above 0")
+        if self.reward_kl < 0 or self.reward_supervised_weight < 0 or not 0 < self.reward_clip:
+            raise ValueError("--reward_kl and --reward_supervised_weight must be 0 or more, and --reward_clip above 0")

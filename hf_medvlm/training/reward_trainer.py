@@ -20,7 +20,7 @@ from hf_medvlm.training.checks import OK, Checks
 from hf_medvlm.training.policy import PolicyObjective, group_advantages
 from hf_medvlm.training.reward_arguments import RewardArguments
 from hf_medvlm.training.reward_scores import RewardScores
-from hf_medvlm.training.rollouts import RolloutCollator, draw_numbers, sample
+from hf_medvlm.training.rollouts import RolloutCollator, draw_numbers, join_reports, sample
 
 
 class RewardTrainer(RewardScores):
@@ -41,8 +41,11 @@ class RewardTrainer(RewardScores):
         reference: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs["data_collator"] = RolloutCollator(kwargs["data_collator"].prompts)
-        kwargs["objective"] = PolicyObjective(options.reward_temperature, options.reward_kl, options.reward_clip)
+        weight, collator = options.reward_supervised_weight, kwargs["data_collator"]
+        kwargs["data_collator"] = RolloutCollator(collator.prompts, collator if weight else None)
+        kwargs["objective"] = PolicyObjective(
+            options.reward_temperature, options.reward_kl, options.reward_clip, supervised_weight=weight
+        )
         super().__init__(*args, **kwargs)
         self.options, self.reference = options, reference
         if reference is not None:
@@ -64,7 +67,7 @@ class RewardTrainer(RewardScores):
         """What `PolicyObjective` takes, of a batch of `RolloutCollator`; notes what the texts are worth."""
         options, evaluation = self.options, self.evaluation
         prompts = self._prepare_inputs(batch)
-        rows = prompts.pop("rows")
+        rows, reports = prompts.pop("rows"), prompts.pop("reports", None)
         model, samples = self.evaluation_model(), options.reward_samples
         numbers = draw_numbers(rows, samples, evaluation.max_new_tokens, self.args.seed, self.state.global_step)
         with self.accelerator.autocast():
@@ -81,6 +84,8 @@ class RewardTrainer(RewardScores):
             baseline = torch.from_numpy(self.reward(best, studies).total)
         advantages = group_advantages(torch.from_numpy(values.total).view(-1, samples), baseline)
         texts["advantages"] = advantages.flatten().float().to(self.args.device)
+        if reports is not None:
+            texts = join_reports(texts, reports)
         shared = {name: value for name, value in prompts.items() if name not in ("input_ids", "attention_mask")}
         if self.reference is not None:
             with self.accelerator.autocast():

@@ -11,23 +11,69 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import LogitsProcessor
 
 from hf_medvlm.data.rows import Row
 from hf_medvlm.labels import IGNORE_INDEX
+from hf_medvlm.training.encode_once import encode_once
 
 BELOW_ONE = 1 - 2**-24  # the largest draw that float32 holds
 
 
 @dataclass
 class RolloutCollator:
-    """Prompts, and the rows that they are of: the texts come from the model."""
+    """Prompts, and the rows that they are of: the texts come from the model.
+
+    Args:
+        prompts: makes the prompts of rows.
+        reports: makes the batch of supervised training of them, where their own reports are learnt from too; they are
+            then handed on as `reports`, and the prompts are cut from them.
+    """
 
     prompts: Callable[[list[Row]], dict[str, Tensor]]
+    reports: Callable[[list[Row]], dict[str, Tensor]] | None = None
 
     def __call__(self, rows: list[Row]) -> dict[str, Any]:
-        return {"rows": rows, **self.prompts(rows)}
+        if self.reports is None:
+            return {"rows": rows, **self.prompts(rows)}
+        batch = self.reports(rows)
+        start = int((batch["labels"][0] != IGNORE_INDEX).long().argmax())  # one prompt for all
+        prompt = {name: batch[name][:, :start] for name in ("input_ids", "attention_mask")}
+        reports = {name: batch.pop(name) for name in FILLS}
+        return {"rows": rows, **batch, **prompt, "reports": reports}
+
+
+FILLS = {"input_ids": 0, "attention_mask": 0, "labels": IGNORE_INDEX}
+"""What a batch holds of each text, and what stands behind the end of a shorter one."""
+
+
+def join_reports(texts: dict[str, Tensor], reports: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The sampled texts of each study (`sample`, with `advantages`) and, behind them, its own report.
+
+    Args:
+        texts: (S * G, ...). reports: `input_ids`, `attention_mask` and `labels` (S, T) of supervised training.
+
+    Returns:
+        the same of (S * (G + 1), ...), and `supervised` (S * (G + 1),), whether a text is the study's own report.
+    """
+    studies = len(reports["labels"])
+    width = max(texts["labels"].shape[1], reports["labels"].shape[1])
+
+    def joined(sampled: Tensor, own: Tensor) -> Tensor:
+        return torch.cat((sampled.unflatten(0, (studies, -1)), own[:, None]), 1).flatten(0, 1)
+
+    def padded(value: Tensor, to: int, fill: int = 0) -> Tensor:
+        return F.pad(value, (0, to - value.shape[1]), value=fill)
+
+    batch = {name: joined(*(padded(x[name], width, fill) for x in (texts, reports))) for name, fill in FILLS.items()}
+    log_probs = padded(texts["sampled_log_probs"], width - 1)
+    batch["sampled_log_probs"] = joined(log_probs, log_probs.new_zeros(studies, width - 1))
+    batch["advantages"] = joined(texts["advantages"], texts["advantages"].new_zeros(studies))
+    sampled = torch.zeros(len(texts["labels"]), dtype=torch.bool, device=log_probs.device)
+    batch["supervised"] = joined(sampled, sampled.new_ones(studies))
+    return batch
 
 
 def draw_numbers(rows: Sequence[Row], samples: int, length: int, seed: int, step: int) -> Tensor:
@@ -80,14 +126,16 @@ def sample(
     """
     start, samples = prompts["input_ids"].shape[1], len(draws) // len(prompts["input_ids"])
     sampling = SeededSampling(draws, start, temperature)
-    ids = model.generate(
-        **{name: value.repeat_interleave(samples, 0) for name, value in prompts.items()},
-        max_new_tokens=draws.shape[1],
-        num_beams=1,
-        do_sample=False,
-        use_cache=True,
-        logits_processor=[sampling],
-    )
+    pictures = torch.arange(len(prompts["input_ids"]), device=draws.device).repeat_interleave(samples)
+    with encode_once(model, pictures):
+        ids = model.generate(
+            **{name: value.repeat_interleave(samples, 0) for name, value in prompts.items()},
+            max_new_tokens=draws.shape[1],
+            num_beams=1,
+            do_sample=False,
+            use_cache=True,
+            logits_processor=[sampling],
+        )
     generated = ids[:, start:]
     stops = torch.isin(generated, torch.tensor(stop_ids, device=ids.device))
     written = stops.cumsum(1) - stops.long() == 0  # up to the first stop, which belongs to the text

@@ -21,8 +21,9 @@ from hf_medvlm.data.rows import Row
 from hf_medvlm.families.captioners.recipe import CaptioningArguments
 from hf_medvlm.rewards.reward import Reward
 from hf_medvlm.training.checks import STOP, Checks
+from hf_medvlm.training.parts import VISION_NAMES, first_named
 from hf_medvlm.training.policy import PolicyObjective, chosen_log_probs, group_advantages
-from hf_medvlm.training.rollouts import SeededSampling, draw_numbers
+from hf_medvlm.training.rollouts import SeededSampling, draw_numbers, sample
 
 R, T, V = 6, 5, 7  # three studies of two texts
 
@@ -183,6 +184,41 @@ def test_texts_do_not_depend_on_their_neighbours_and_end_where_they_end(splits, 
     torch.testing.assert_close(now, together["sampled_log_probs"], rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["blip", "git"])
+def test_a_picture_is_encoded_once_for_all_texts_of_its_study(name, splits):
+    """The same texts, loss and gradient as from a batch that repeats the pictures; no spread costs nothing."""
+    family, samples = build(name, splits), 3
+    model, collator = family.model.eval(), family.evaluation.collator
+    prompts = collator.prompts([Row(study) for study in splits.train[:3]])
+    draws = draw_numbers([Row(study) for study in splits.train[:3]], samples, 6, seed=0, step=0)
+    seen: list[int] = []
+    tower = model.get_submodule(first_named(model, VISION_NAMES))
+    hook = tower.register_forward_hook(lambda module, args, kwargs, out: seen.append(len(out[0])), with_kwargs=True)
+    stops = family.evaluation.stop_ids(model)
+    texts, generated = sample(model, prompts, draws, 1.0, stops)
+    assert seen == [3]
+    repeated = {key: value.repeat_interleave(samples, 0) for key, value in prompts.items()}
+    others, again = sample(model, repeated, draws, 1.0, stops)
+    assert seen == [3, 9] and torch.equal(generated, again)
+    torch.testing.assert_close(texts["sampled_log_probs"], others["sampled_log_probs"])
+
+    advantages = torch.tensor([1.0, -0.5, -0.5, 0.0, 0.0, 0.0, 2.0, 0.0, 0.0])
+    batch = texts | {"advantages": advantages, "pixel_values": prompts["pixel_values"]}
+    PolicyObjective()(model, batch).loss.backward()
+    assert seen == [3, 9, 2]  # the second study has nothing to teach, nor have two texts of the third
+    hook.remove()
+    ours = {key: value.grad.clone() for key, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+    whole = {key: batch[key] for key in ("input_ids", "attention_mask")} | {"pixel_values": repeated["pixel_values"]}
+    logits = model(**whole).logits[:, -batch["labels"].shape[1] :]
+    log_probs, mask = chosen_log_probs(logits, batch["labels"])
+    (-(advantages[:, None] * log_probs).sum() / mask.sum()).backward()  # the ratios are 1
+    theirs = {key: value.grad for key, value in model.named_parameters() if value.grad is not None}
+    scale = max(value.abs().max() for value in theirs.values())
+    assert ours.keys() == theirs.keys() and scale > 1e-3
+    assert all((ours[key] - value).abs().max() < 1e-4 * scale for key, value in theirs.items())
+
+
 def test_greedy_baseline(splits, tmp_path):
     """Self-critical: a report is held against the one that greedy search writes."""
     options = CaptioningArguments(reward_samples=1, reward_baseline="greedy")
@@ -197,6 +233,37 @@ def test_greedy_baseline(splits, tmp_path):
     ours = [text_of(row.clamp(min=0).numpy()) for row in batch["labels"]]
     wanted = [len(one) - len(text_of(best.numpy())) for one, best in zip(ours, greedy, strict=True)]
     assert batch["advantages"].tolist() == wanted
+
+
+def test_the_studys_own_report_is_learnt_beside_the_sampled_ones(splits, tmp_path):
+    """The policy's loss and the supervised one, a mean over the tokens of both."""
+    options = CaptioningArguments(reward_samples=2, reward_supervised_weight=3.0, reward_temperature=0.7)
+    trainer = make_reward_trainer(splits, tmp_path, options=options)
+    model, rows = trainer.model.eval(), [trainer.train_dataset[place] for place in range(3)]
+    batch = trainer.write(trainer.data_collator(rows))
+    plain = trainer.data_collator.reports(rows)
+    assert batch["supervised"].tolist() == [False, False, True] * 3
+    width = plain["labels"].shape[1]
+    assert torch.equal(batch["labels"][2::3, :width], plain["labels"])
+    result = trainer.objective(model, batch)
+    result.loss.backward()
+    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    model.zero_grad()
+
+    sampled = {name: value if len(value) == 3 else value[~batch["supervised"]] for name, value in batch.items()}
+    sampled.pop("supervised")
+    tokens = (batch["labels"][:, 1:] != -100).sum()
+    policy = PolicyObjective(0.7)(model, sampled, {"tokens": tokens}).loss
+    logits = model(**{name: value for name, value in plain.items() if name != "labels"}).logits
+    nll = torch.nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), plain["labels"][:, 1:].flatten(), reduction="sum"
+    )
+    (policy + 3 * nll / tokens).backward()
+    torch.testing.assert_close(result.loss_terms["supervised"], 3 * nll.detach() / tokens)
+    for name, value in model.named_parameters():
+        if value.grad is not None:
+            torch.testing.assert_close(found[name], value.grad, rtol=1e-3, atol=1e-6)
+    assert int(result.per_study["tokens"].sum()) == int((sampled["labels"][:, 1:] != -100).sum())
 
 
 def moves(found: dict, before: dict) -> dict:
@@ -284,6 +351,7 @@ def test_the_preflight_stops_a_reward_that_pays_for_long_reports(splits, tmp_pat
         ({"reward_samples": 1}, "--reward_samples 1: a group baseline needs 2 or more"),
         ({"reward_baseline": "mean"}, "choose group or greedy"),
         ({"reward_temperature": 0.0}, "must be above 0"),
+        ({"reward_supervised_weight": -1.0}, "must be 0 or more"),
     ],
 )
 def test_options_that_cannot_be(options, message):

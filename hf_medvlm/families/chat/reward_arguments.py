@@ -53,11 +53,13 @@ class RewardChatArguments(MessageModelArguments, RewardArguments):
             raise ValueError(f"--method {self.method}: choose {' or '.join(METHODS)}")
         if self.greedy:
             raise ValueError("--reward_baseline greedy: TRL holds reports against one another; leave the option out")
+        if self.reward_supervised_weight:
+            raise ValueError("--reward_supervised_weight: TRL learns from sampled reports alone; leave the option out")
         self.check_reward()
         if self.pairs is not None and self.method != "dpo":
             raise ValueError(f"--pairs is for --method dpo; {self.method} writes its own reports")
         if importlib.util.find_spec("trl") is None:
-            raise ValueError("TRL is not installed: pip install 'hf_medvlm[rl]'")
+            raise ValueError("TRL is not installed: pip install 'hf_medvlm[rl]', with Python 3.11 or later")
         if self.use_vllm and self.method != "grpo":
             raise ValueError("--use_vllm is for --method grpo")
         if self.use_vllm and importlib.util.find_spec("vllm") is None:

@@ -255,6 +255,15 @@ def _stepping(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
+        def _generate_and_score_completions(self, *args: Any, **kwargs: Any) -> Any:
+            """TRL puts prompts of different lengths to the right, and asks the processor for token types in its way."""
+            tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+            side, tokenizer.padding_side = tokenizer.padding_side, "left"
+            try:
+                return super()._generate_and_score_completions(*args, **kwargs)
+            finally:
+                tokenizer.padding_side = side
+
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """None of TRL's: the run's own card is written at its end."""
 

@@ -25,6 +25,7 @@ SMALL = (
     "--synthetic_studies 40 --synthetic_size 64 --image_size 56 --eval_studies 3 --per_device_train_batch_size 2 "
     "--disable_tqdm True --max_new_tokens 16 --reward_samples 2 --supervised_steps 2 --logging_steps 1"
 ).split()
+SMALL += ["--prompts", "Write the radiology report of this chest X-ray.|Report."]  # of different lengths
 STUDIES = [
     Study(study_id=f"s{number}", patient_id=f"p{number}", split="train", findings=text)
     for number, text in enumerate(("Small left pleural effusion.", "The lungs are clear.", "Mild cardiomegaly."))
@@ -150,6 +151,7 @@ def test_pairs_are_read_and_what_cannot_be_is_named(tmp_path):
         ({"pairs": "x"}, "--pairs is for --method dpo"),
         ({"use_vllm": True}, "vLLM is not installed"),
         ({"reward_baseline": "greedy"}, "leave the option out"),
+        ({"reward_supervised_weight": 1.0}, "leave the option out"),
         ({"reward_samples": 1}, "needs 2 or more"),
     ],
 )
