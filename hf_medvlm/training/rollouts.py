@@ -61,8 +61,8 @@ def join_reports(texts: dict[str, Tensor], reports: dict[str, Tensor]) -> dict[s
     studies = len(reports["labels"])
     width = max(texts["labels"].shape[1], reports["labels"].shape[1])
 
-    def joined(sampled: Tensor, own: Tensor) -> Tensor:
-        return torch.cat((sampled.unflatten(0, (studies, -1)), own[:, None]), 1).flatten(0, 1)
+    def joined(sampled: Tensor, report: Tensor) -> Tensor:
+        return torch.cat((sampled.unflatten(0, (studies, -1)), report[:, None]), 1).flatten(0, 1)
 
     def padded(value: Tensor, to: int, fill: int = 0) -> Tensor:
         return F.pad(value, (0, to - value.shape[1]), value=fill)

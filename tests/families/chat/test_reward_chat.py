@@ -40,7 +40,8 @@ def run(folder: Path, *words: object) -> dict:
     return reward_chat.main([*SMALL, "--output_dir", str(folder), *map(str, words)])
 
 
-STEPS = ("--max_steps", 2, "--save_steps", 1, "--eval_steps", 2, "--load_best_model_at_end", False)
+STEPS = ("--config", "reward_chat_tiny", "--max_steps", 2)
+STEPS += ("--save_steps", 1, "--eval_steps", 2, "--load_best_model_at_end", False)
 STEPS += ("--reward_kl", 0.05, "--learning_rate", 1e-3)
 
 
