@@ -7,6 +7,18 @@ is a contrast, on 24 synthetic studies of which 2 are evaluated; nothing else of
 how many parameters, the CPU seconds of the dry run and of the run (loading, two steps, evaluation of both splits,
 saving), the peak of memory, the losses. The plans of 4B to 13B are dry-run on the meta device in
 tests/recipes/test_shipped_plans.py.
+
+Measured on 26 November 2026, one thread of a machine that was busy with other work:
+
+    plan                 parameters   dry run, run   peak      losses of the two steps
+    train_medklip        14,464,322   19 s,  22 s    1.3 GiB   3.018 2.785 (beside it a frozen ClinicalBERT)
+    finetune_biovil_t   134,939,148   17 s,  97 s    3.9 GiB   4.207 3.952
+    train_dual_encoder  194,304,769   84 s           4.2 GiB   0.684 0.654 (with two starts and the writing of weights)
+    finetune_blip       223,971,644   14 s,  37 s    4.8 GiB   10.215 9.431
+
+finetune_biovil_t spent most of its run on sentence pairs, whose sentences it embedded seven times each; it does so once
+now, which was not measured again. finetune_git passed its dry run, and was then killed for want of memory beside the
+other work (4.2 GiB). The two large captioners and patch_ib/E have not been run to their end.
 """
 
 from __future__ import annotations

@@ -27,14 +27,15 @@ def sentence_similarity(
     Raises:
         ValueError: no pairs, or a sentence without a word.
     """
-    texts = [text for pair in pairs for text in pair]
+    texts = list(dict.fromkeys(text for pair in pairs for text in pair))  # each once: a sentence is in several pairs
     if not texts or not all(text.strip() for text in texts):
         raise ValueError(f"{len(pairs)} pairs of sentences, of which each must hold words")
     device = next(model.parameters()).device
-    embeddings = []
+    parts = []
     for start in range(0, len(texts), batch_size):
         part = texts[start : start + batch_size]
         tokens = tokenizer(part, padding=True, truncation=True, return_tensors="pt").to(device)
-        embeddings.append(model.get_projected_text_embeddings(tokens["input_ids"], tokens["attention_mask"]).cpu())
-    first, second = torch.cat(embeddings).float().view(len(pairs), 2, -1).unbind(1)
+        parts.append(model.get_projected_text_embeddings(tokens["input_ids"], tokens["attention_mask"]).cpu())
+    embeddings, place = torch.cat(parts).float(), {text: number for number, text in enumerate(texts)}
+    first, second = (embeddings[[place[pair[side]] for pair in pairs]] for side in (0, 1))
     return (first * second).sum(-1)

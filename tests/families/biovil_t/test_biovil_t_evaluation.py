@@ -57,6 +57,9 @@ def test_sentences_are_compared_one_pair_at_a_time(family, studies):
         right.append((torch.cosine_similarity(one, other, dim=0) > 0.5).item() == alike)
     assert scores.metrics["nli_accuracy"] == pytest.approx(np.mean(right), abs=2 / len(pairs))
     assert scores.baselines["all_contradict"]["nli_accuracy"] == pytest.approx(1 - np.mean(same))
+    read: list[str] = []
+    sentence_similarity(family.model, lambda texts, **options: read.extend(texts) or tokenizer(texts, **options), pairs)
+    assert len(read) == len(set(read)) == len({text for pair in pairs for text in pair})  # no sentence twice
     with pytest.raises(ValueError, match="must hold words"):
         sentence_similarity(family.model, tokenizer, [("No effusion.", " ")])
 
