@@ -5,7 +5,11 @@
 
 Each file is started twice: the first start reads every line and keeps its columns, the second finds them. An almost
 empty file is started in turn with each, so that the difference comes from the same minutes of the same machine.
-Images are not verified, since there are none but the first; texts are as long as MIMIC-CXR's.
+Images are not verified; each image path is one of its own, and all lead to a few files through links. Texts are as long
+as MIMIC-CXR's. What the dry run itself measures of the loader and the model is timed apart.
+
+Seconds are of the wall, and of the processor, which other work on the machine hardly touches. Memory is the peak of
+what a process has in memory (`VmHWM`), file pages that processes share among it; and its own at the end (`RssAnon`).
 """
 
 from __future__ import annotations
@@ -14,7 +18,6 @@ import argparse
 import json
 import os
 import random
-import resource
 import runpy
 import subprocess
 import sys
@@ -25,6 +28,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 FEW = 60
+LINK = "part-{}-of-the-files"
 WORDS = """the lungs are clear no pleural effusion or pneumothorax heart size is normal mild cardiomegaly with small
 left basilar atelectasis unchanged from prior study right internal jugular line ends in the mid svc""".split()
 FINDINGS = ("Atelectasis", "Cardiomegaly", "Consolidation", "Edema", "Lung Opacity", "No Finding", "Pleural Effusion")
@@ -38,13 +42,11 @@ def write_master(path: Path, count: int) -> None:
         for number in range(count):
             patient = 10_000_000 + number // 3
             split = ("validate", "test", *["train"] * 8)[(patient + 5) % 10]
-            folder = f"files/p{patient // 1_000_000}/p{patient}/s{50_000_000 + number}"
-            names = [f"{rng.getrandbits(160):040x}" for _ in range(2)]
+            folder = "/".join(LINK.format(digit) for digit in f"{number:06x}")
             images = [
-                {"path": f"{folder}/{name}.jpg", "view": v} for name, v in zip(names, ("PA", "LATERAL"), strict=True)
+                {"path": f"{folder}/{(number + place) % FEW}.png", "view": view}
+                for place, view in enumerate(("PA", "LATERAL"))
             ]
-            if number < FEW:
-                images = [{"path": f"{number}.png", "view": "PA"}]
             study = {
                 "study_id": f"s{50_000_000 + number}",
                 "patient_id": f"p{patient}",
@@ -67,6 +69,8 @@ def write_images(folder: Path) -> None:
     for number in range(FEW):
         pixels = np.random.default_rng(number).integers(0, 256, (32, 32), np.uint8)
         Image.fromarray(pixels).save(folder / f"{number}.png")
+    for digit in "0123456789abcdef":
+        (folder / LINK.format(digit)).symlink_to(".")
 
 
 def start(master: Path, out: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -83,18 +87,38 @@ def start(master: Path, out: Path, options: argparse.Namespace) -> dict[str, flo
     measured = [json.loads(file.read_text()) for file in out.glob("*.json")]
     if done.returncode or len(measured) != options.processes:
         sys.exit(f"{master.name}: the dry run failed\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}")
-    return {name: max(each[name] for each in measured) for name in ("seconds", "mib")}
+    return {name: max(each[name] for each in measured) for name in measured[0]}
 
 
 def measure(options: argparse.Namespace) -> None:
     """One process of a dry run: run the recipe, and say what it took from the start of Python on."""
     import psutil
 
+    from hf_medvlm.training import preflight
+
+    apart: list[float] = []
+    real: Any = preflight.check_loading
+
+    def check_loading(*words: Any) -> None:
+        begin, used = time.time(), time.process_time()
+        real(*words)
+        apart[:] = time.time() - begin, time.process_time() - used
+
+    preflight.check_loading = check_loading  # type: ignore[assignment]
     began = psutil.Process().create_time()
     main = runpy.run_path(str(ROOT / "recipes" / f"{options.recipe}.py"))["main"]
     main(options.words)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    measured = {"seconds": time.time() - began, "mib": peak}
+    loading = apart or [0.0, 0.0]
+    used = psutil.Process().cpu_times()
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
+    measured = {
+        "seconds": time.time() - began - loading[0],
+        "cpu": used.user + used.system - loading[1],
+        "children": used.children_user + used.children_system,
+        "mib": int(status["VmHWM"].split()[0]) / 1024,
+        "own_mib": int(status["RssAnon"].split()[0]) / 1024,
+        "loading": loading[0],
+    }
     Path(options.measure, f"{os.environ.get('RANK', '0')}.json").write_text(json.dumps(measured))
     from hf_medvlm.training.run import leave_processes
 
@@ -130,9 +154,11 @@ def main() -> None:
                 more = {key: round(large[key] - beside[key], 2) for key in large}
                 results[f"{count} {which}"] = {"empty": beside, "large": large, "more": more}
                 print(
-                    f"{count:>9,} studies, {which} start: {more['seconds']:6.1f} s and {more['mib']:6.0f} MiB more "
-                    f"than an empty dry run ({beside['seconds']:.1f} s, {beside['mib']:.0f} MiB) in each process; "
-                    f"{large['seconds'] / beside['seconds']:.2f} times its time",
+                    f"{count:>9,} studies, {which} start, more than an empty dry run in each process: "
+                    f"{more['seconds']:.1f} s ({more['cpu']:.1f} s of the processor, and {more['children']:.1f} s of "
+                    f"its children), {more['mib']:.0f} MiB, of which {more['own_mib']:.0f} its own; the empty one "
+                    f"takes {beside['seconds']:.1f} s ({beside['cpu']:.1f} s), {beside['mib']:.0f} MiB; measuring the "
+                    f"loader took {large['loading']:.1f} s, which do not count",
                     flush=True,
                 )
             master.unlink()

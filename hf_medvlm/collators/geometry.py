@@ -81,7 +81,9 @@ class Preparation:
                 (steps / max(float(high) - float(low), 1) * 255).clip(0, 255).astype(np.uint8).tolist()
             )
         # the last row and column of blocks, made from what is left of the sides, may stand for fewer pixels
-        return picture.resize(size, self.resample, (0, 0, full[0] / times, full[1] / times))
+        small = picture.resize(size, self.resample, (0, 0, full[0] / times, full[1] / times))
+        small.info.pop("full_size", None)  # it is whole now
+        return small
 
     def margin(self) -> int:
         """Pixels that a variation may look past the crop; 0 where there is no crop, and nothing behind it."""

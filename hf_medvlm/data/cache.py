@@ -91,7 +91,9 @@ class LongestSide:
         full = picture.info.get("full_size", picture.size)
         times = round(full[0] / picture.width)
         box = (0, 0, full[0] / times, full[1] / times)
-        return picture.resize(self.resized(*full), Image.Resampling.LANCZOS, box)
+        small = picture.resize(self.resized(*full), Image.Resampling.LANCZOS, box)
+        small.info.pop("full_size", None)  # it may be resized once more, by whoever takes it for what it is
+        return small
 
 
 @dataclass(frozen=True)

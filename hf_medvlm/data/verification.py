@@ -83,12 +83,13 @@ def stat_files(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(n,) int64 each: bytes and time of change (ns) of the files; -1 where there is none, or none that may be seen."""
 
-    def look(start: int) -> list[tuple[int, int]]:
-        return [stat_file(os.path.join(folder, path)) for path in paths.slice(start, block).to_pylist()]
+    def look(start: int) -> np.ndarray:
+        names = paths.slice(start, block).to_pylist()
+        return np.array([stat_file(os.path.join(folder, path)) for path in names], np.int64)
 
     with ThreadPoolExecutor(workers) as pool:
         blocks = list(pool.map(look, range(0, len(paths), block)))
-    facts = np.array([fact for part in blocks for fact in part], np.int64).reshape(-1, 2)
+    facts = np.concatenate(blocks) if blocks else np.zeros((0, 2), np.int64)
     return facts[:, 0], facts[:, 1]
 
 

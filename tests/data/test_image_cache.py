@@ -16,7 +16,15 @@ from transformers import CLIPImageProcessorPil
 from hf_medvlm.collators.geometry import Preparation
 from hf_medvlm.collators.pixels import Unfinished, read_pixels
 from hf_medvlm.data import cache_building, verification
-from hf_medvlm.data.cache import Again, ImageCache, LongestSide, general_cache, pictures_folder, read_index
+from hf_medvlm.data.cache import (
+    Again,
+    ImageCache,
+    LongestSide,
+    general_cache,
+    make_picture,
+    pictures_folder,
+    read_index,
+)
 from hf_medvlm.data.cache_building import build_cache
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.prepare_options import parse_options
@@ -125,6 +133,14 @@ def test_smaller_pictures_are_made_of_larger_ones(
         ours = read_pixels(rows(), ImageCache(tmp_path, folder, how), SQUARE, False, 0)["pixel_values"]
     exact = read_pixels(rows(), folder, SQUARE, False, 0)["pixel_values"]
     assert float((ours - exact).abs().mean()) < 0.05 and not np.array_equal(ours, exact)
+    least = LongestSide(
+        32
+    )  # some JPEG is decoded small for it; a picture that its cache lost is made of the file alike
+    build_cache(tmp_path, folder, NAMES, least, workers=1)
+    there, lost = (Again(way, ImageCache(cache, folder, least)) for cache in (tmp_path, tmp_path / "lost"))
+    assert any("full_size" in open_radiograph(folder / name, least.enough).info for name in NAMES)
+    for name in NAMES:
+        assert np.array_equal(make_picture(folder, name, there), make_picture(folder, name, lost))
 
 
 def test_broken_images_are_named_and_what_was_decoded_counts_as_checked(
