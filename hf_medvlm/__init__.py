@@ -40,8 +40,19 @@ _SAYS_NOTHING = {  # logger of another library -> how a warning begins that is n
     "DeepSpeed": "Setting accelerator to CPU",
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward",
 }
+
+
+class _Without(logging.Filter):
+    def __init__(self, start: str) -> None:
+        super().__init__()
+        self.start = start
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(self.start)
+
+
 for _name, _start in _SAYS_NOTHING.items():
-    logging.getLogger(_name).addFilter(lambda record, start=_start: not record.getMessage().startswith(start))
+    logging.getLogger(_name).addFilter(_Without(_start))
 
 _MODULES = {  # public name -> the module that defines it
     "BioViLTModel": "families.biovil_t.model",
