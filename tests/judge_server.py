@@ -18,9 +18,13 @@ def judge(prompt: str) -> str:
     """What a judge would answer that takes only the same sentence for the same finding."""
     if "Candidate report:" in prompt:
         reference, candidate = prompt.split("Reference report:\n")[1].split("\n\nCandidate report:\n")
-        said, true = set(sentences(candidate)), set(sentences(reference))
-        errors = {"a": len(said - true), "b": len(true - said)}
-        answer = {"matched_findings": len(said & true), "significant_errors": errors, "insignificant_errors": {"c": 9}}
+        claimed, true = set(sentences(candidate)), set(sentences(reference))
+        errors = {"a": len(claimed - true), "b": len(true - claimed)}
+        answer = {
+            "matched_findings": len(claimed & true),
+            "significant_errors": errors,
+            "insignificant_errors": {"c": 9},
+        }
         return f"Here it is:\n```json\n{json.dumps(answer)}\n```"
     other, numbered = prompt.split("Other report:\n")[1].split("\n\nSentences:\n")
     lines = [line.partition(". ")[2] for line in numbered.splitlines()]
@@ -36,9 +40,9 @@ def judge_server(answer=judge) -> Iterator[tuple[str, list[dict]]]:
         def do_POST(self) -> None:
             request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             got.append(request | {"path": self.path, "key": self.headers.get("Authorization")})
-            said = answer(request["messages"][0]["content"])
-            status = said if isinstance(said, int) else 200
-            body = json.dumps({"choices": [{"message": {"content": said}}]}).encode() if status == 200 else b"{}"
+            reply = answer(request["messages"][0]["content"])
+            status = reply if isinstance(reply, int) else 200
+            body = json.dumps({"choices": [{"message": {"content": reply}}]}).encode() if status == 200 else b"{}"
             self.send_response(status)
             if status in (301, 302, 307):
                 self.send_header("Location", "http://example.org/elsewhere")

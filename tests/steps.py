@@ -74,8 +74,8 @@ def main() -> None:
         trainer.save_model(str(folder))
         scores = trainer.scores(trainer.eval_dataset)
         if trainer.is_world_process_zero():
-            found = {"losses": logged_losses(trainer), "metrics": scores.to_dict()["metrics"], "n": scores.n}
-            (options.out / f"{name}.json").write_text(json.dumps(found))
+            record = {"losses": logged_losses(trainer), "metrics": scores.to_dict()["metrics"], "n": scores.n}
+            (options.out / f"{name}.json").write_text(json.dumps(record))
     leave_processes()
 
 

@@ -17,10 +17,10 @@ from hf_medvlm.__main__ import main
 
 
 def test_the_doctor_names_what_a_bug_report_needs():
-    found = doctor.describe()
-    assert found["packages"].keys() >= {"torch", "transformers", "numpy"}
-    assert found["system"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert set(found["programs"]) == set(doctor.PROGRAMS)
+    described = doctor.describe()
+    assert described["packages"].keys() >= {"torch", "transformers", "numpy"}
+    assert described["system"]["python"] == ".".join(map(str, sys.version_info[:3]))
+    assert set(described["programs"]) == set(doctor.PROGRAMS)
     text = doctor.report()
     assert text.startswith("hf_medvlm ") and "missing" not in text
 

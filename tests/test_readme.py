@@ -312,20 +312,20 @@ def known_options() -> set[str]:
     from hf_medvlm.data.prepare_options import _parser
     from hf_medvlm.training.legacy import RENAMED
 
-    found = set()
+    options = set()
     places = (ROOT / "recipes", ROOT / "benchmarks", ROOT / "hf_medvlm")
     for path in sorted(path for place in places for path in place.rglob("*.py")):
-        found |= set(re.findall(r"^    (\w+): [^=\n]+= option\(", path.read_text(), re.MULTILINE))
-        found |= set(re.findall(r"add(?:_argument)?\(\s*\"--(\w+)\"", path.read_text()))
-    found |= set(arguments.MedVLMArguments.__dataclass_fields__) | set(RENAMED) | {"config", "num_processes"}
+        options |= set(re.findall(r"^    (\w+): [^=\n]+= option\(", path.read_text(), re.MULTILINE))
+        options |= set(re.findall(r"add(?:_argument)?\(\s*\"--(\w+)\"", path.read_text()))
+    options |= set(arguments.MedVLMArguments.__dataclass_fields__) | set(RENAMED) | {"config", "num_processes"}
     for module in (importlib.import_module(path) for path, _ in COMMANDS_OF_OURS.values()):
         if hasattr(module, "add_arguments"):
             parser = ArgumentParser()
             module.add_arguments(parser)
-            found |= {action.dest for action in parser._actions}
+            options |= {action.dest for action in parser._actions}
     for corpus in _parser("")[1].values():
-        found |= {action.dest for action in corpus._actions}
-    return found
+        options |= {action.dest for action in corpus._actions}
+    return options
 
 
 def test_options_that_the_pages_name_exist():

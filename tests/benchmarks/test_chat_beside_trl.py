@@ -13,8 +13,8 @@ def test_ids_are_trls_and_what_only_one_of_the_two_refuses_is_shown(capsys: pyte
     samples = chat_beside_trl.make_samples(4, size=64)
     tokenizer = train_byte_tokenizer([*chat_beside_trl.SENTENCES, *chat_beside_trl.PROMPTS], vocab_size=600)
     processor = tiny_qwen_processor(tokenizer, 96)
-    found = chat_beside_trl.compare(samples, processor)
-    assert found.startswith("ids equal in 4 of 4, pixels equal") and r"TRL supervises ['\n'] beyond" in found
+    compared = chat_beside_trl.compare(samples, processor)
+    assert compared.startswith("ids equal in 4 of 4, pixels equal") and r"TRL supervises ['\n'] beyond" in compared
     ours, theirs = zip(*chat_beside_trl.cases(samples[0], processor).values(), strict=True)
     assert "an image is never cut" in ours[2] and "tokens of the image left" in theirs[2]
     assert ours[1].endswith("<|im_end|>'") and "<|im_end|>" not in theirs[1]

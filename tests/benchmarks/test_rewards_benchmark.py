@@ -30,10 +30,10 @@ def write(folder: Path, predictions: list[str], ciders: list[float]) -> Path:
 def test_differences_are_after_less_before_on_the_same_studies(tmp_path):
     before = write(tmp_path / "before", ["Lungs are clear."] * 4, [1.0, 2.0, 0.0, 1.0])
     after = write(tmp_path / "after", REFERENCES, [2.0, 2.0, 1.0, 1.0])
-    found = benchmark.compare(before, after)
-    assert found["findings_f1_micro"].difference == 1.0 and found["findings_f1_micro"].low == 1.0
-    assert found["cider"].difference == pytest.approx(0.5)
-    assert found["distinct"] == (0.25, 0.75)
+    differences = benchmark.compare(before, after)
+    assert differences["findings_f1_micro"].difference == 1.0 and differences["findings_f1_micro"].low == 1.0
+    assert differences["cider"].difference == pytest.approx(0.5)
+    assert differences["distinct"] == (0.25, 0.75)
     (after / "predictions.jsonl").write_text((after / "predictions.jsonl").read_text().replace("s3", "s4"))
     with pytest.raises(ValueError, match="not scored on the same studies"):
         benchmark.compare(before, after)

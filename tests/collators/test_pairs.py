@@ -36,8 +36,8 @@ def test_a_share_of_the_texts_is_one_sentence_of_the_report_drawn_anew_each_epoc
     assert batch["pair_ids"][3] == again["pair_ids"][0]  # whatever the batch
     whole = [pair_id(row.study.text()) for row in rows]
     parts = [{pair_id(part) for part in sentences(row.study.text())} for row in rows]
-    cut = [own != all_of_it for own, all_of_it in zip(batch["pair_ids"].tolist(), whole, strict=True)]
-    assert all(own in known for own, known, c in zip(batch["pair_ids"].tolist(), parts, cut, strict=True) if c)
+    cut = [pair != all_of_it for pair, all_of_it in zip(batch["pair_ids"].tolist(), whole, strict=True)]
+    assert all(pair in known for pair, known, c in zip(batch["pair_ids"].tolist(), parts, cut, strict=True) if c)
     assert 0.35 < sum(cut) / len(cut) < 0.65
     per_epoch = batch["pair_ids"].view(4, -1)
     assert (per_epoch[0] != per_epoch[1]).any() and (per_epoch[1] != per_epoch[2]).any()

@@ -56,22 +56,22 @@ def rows(suffix: str, count: int = 5) -> list[tuple[Row, StudyImage]]:
 def test_pixels_equal_the_processors_own_to_the_bit(name: str, folder: Path) -> None:
     processor = PROCESSORS[name]
     assert Preparation.of(processor) is not None
-    found = read_pixels(rows("png"), folder, processor, False, 0)["pixel_values"]
+    pixels = read_pixels(rows("png"), folder, processor, False, 0)["pixel_values"]
     whole = [Image.open(folder / image.path).convert("RGB") for _, image in rows("png")]
-    assert torch.equal(found, processor(whole, return_tensors="pt").pixel_values)
+    assert torch.equal(pixels, processor(whole, return_tensors="pt").pixel_values)
 
 
 @pytest.mark.parametrize("name", ["blip", "clip"])
 def test_a_jpeg_decoded_small_is_within_the_tolerance(name: str, folder: Path) -> None:
     processor = PROCESSORS[name]
-    found = read_pixels(rows("jpg"), folder, processor, False, 0)["pixel_values"]
+    pixels = read_pixels(rows("jpg"), folder, processor, False, 0)["pixel_values"]
     whole = [Image.open(folder / image.path).convert("RGB") for _, image in rows("jpg")]
     level = float(np.diff(Preparation.of(processor).table[0]).mean())
-    difference = (found - processor(whole, return_tensors="pt").pixel_values).abs() / level
+    difference = (pixels - processor(whole, return_tensors="pt").pixel_values).abs() / level
     assert difference[2].max() == 0  # nothing was to be left out of a picture of that size
     assert difference.mean() < 1 and difference.quantile(0.99) < 8
     small = read_pixels(rows("jpg")[4:], folder, processor, True, 0)["pixel_values"]
-    assert small.shape == found[4:].shape
+    assert small.shape == pixels[4:].shape
 
 
 def test_a_processor_that_does_something_else_is_asked_itself(folder: Path) -> None:
@@ -81,10 +81,10 @@ def test_a_processor_that_does_something_else_is_asked_itself(folder: Path) -> N
 
     processor = Mirrored(size={"shortest_edge": 56}, crop_size={"height": 56, "width": 56})
     assert Preparation.of(processor) is None
-    found = read_pixels(rows("png"), folder, processor, False, 0)["pixel_values"]
+    pixels = read_pixels(rows("png"), folder, processor, False, 0)["pixel_values"]
     whole = [Image.open(folder / image.path).convert("RGB") for _, image in rows("png")]
-    assert torch.equal(found, processor(whole, return_tensors="pt").pixel_values)
-    assert read_pixels(rows("png"), folder, processor, True, 0)["pixel_values"].shape == found.shape
+    assert torch.equal(pixels, processor(whole, return_tensors="pt").pixel_values)
+    assert read_pixels(rows("png"), folder, processor, True, 0)["pixel_values"].shape == pixels.shape
 
 
 @pytest.mark.parametrize("name", PROCESSORS)

@@ -56,9 +56,9 @@ def test_both_forms_of_ms_cxr_give_the_same_box(ms_cxr_csv, ms_cxr_json):
 
 
 def test_rsna_keeps_images_without_a_box(rsna_csv):
-    found = read_rsna(rsna_csv)
-    assert [box.xywh for box in found["r1"]] == [(264, 152, 213, 379), (562, 152, 256, 453)]
-    assert found["r2"] == [] and found["r1"][0].finding == "Pneumonia"
+    by_image = read_rsna(rsna_csv)
+    assert [box.xywh for box in by_image["r1"]] == [(264, 152, 213, 379), (562, 152, 256, 453)]
+    assert by_image["r2"] == [] and by_image["r1"][0].finding == "Pneumonia"
 
 
 def test_boxes_reach_the_right_image_and_are_scaled_to_the_stored_one(ms_cxr_csv, tmp_path):

@@ -100,15 +100,15 @@ def test_to_llava_and_back(name, tmp_path):
     else:
         (tmp_path / name).write_text(json.dumps(records))
     back = read_llava(tmp_path / name)
-    for chat, found in zip(chats, back, strict=True):
-        assert (found.study_id, found.patient_id, found.split, found.images) == (
+    for chat, study in zip(chats, back, strict=True):
+        assert (study.study_id, study.patient_id, study.split, study.images) == (
             chat.study_id,
             chat.patient_id,
             chat.split,
             chat.images,
         )
-        assert turns_of(found) == turns_of(chat) and found.report == answer_of(chat)
-    assert [to_llava(found) for found in back] == records
+        assert turns_of(study) == turns_of(chat) and study.report == answer_of(chat)
+    assert [to_llava(study) for study in back] == records
 
 
 def test_llavas_own_files(tmp_path):

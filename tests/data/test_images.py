@@ -140,9 +140,9 @@ def slow_window(pixels: np.ndarray, centre: float, width: float) -> np.ndarray:
 def test_window_follows_the_standard(tmp_path: Path, photometric: str, slope: float, intercept: float) -> None:
     elements = {"WindowCenter": [1000, 3], "WindowWidth": [600, 5], "PhotometricInterpretation": photometric}
     elements |= {"RescaleSlope": slope, "RescaleIntercept": intercept}
-    found = read(write_dicom(tmp_path / "x.dcm", ramp(12), 12, **elements))
+    pixels = read(write_dicom(tmp_path / "x.dcm", ramp(12), 12, **elements))
     expected = slow_window(ramp(12) * float(slope) + intercept, 1000, 600)
-    assert np.abs(found - (255 - expected if photometric == "MONOCHROME1" else expected)).max() <= 0.5001
+    assert np.abs(pixels - (255 - expected if photometric == "MONOCHROME1" else expected)).max() <= 0.5001
 
 
 def test_voi_lut_goes_before_the_window(tmp_path: Path) -> None:
@@ -151,9 +151,9 @@ def test_voi_lut_goes_before_the_window(tmp_path: Path) -> None:
     curve = np.array([value // 2 if value < 2048 else min(4095, 3 * value // 2 - 2048) for value in range(4096)])
     table.LUTData = curve.astype("<u2").tobytes()
     elements = {"VOILUTSequence": [table], "WindowCenter": 10, "WindowWidth": 2}
-    found = read(write_dicom(tmp_path / "x.dcm", ramp(12), 12, **elements))
+    pixels = read(write_dicom(tmp_path / "x.dcm", ramp(12), 12, **elements))
     expected = curve[ramp(12)] / curve.max() * 255
-    assert np.abs(found - expected).max() <= 0.5001
+    assert np.abs(pixels - expected).max() <= 0.5001
 
 
 def test_signed_dicom(tmp_path: Path) -> None:
@@ -215,9 +215,9 @@ def test_bad_files_are_named_with_the_reason(tmp_path: Path) -> None:
 def test_check_images_finds_those_and_no_other(tmp_path: Path, cache: Path) -> None:
     bad = {str(path.relative_to(tmp_path)): word for path, word in broken_files(tmp_path).items()}
     for _ in range(2):  # looked at, and remembered
-        found = check_images(tmp_path, ["whole.png", *bad, "whole.dcm", "whole.png"], workers=3)
-        assert list(found) == list(bad)
-        assert all(word in found[path] for path, word in bad.items())
+        broken = check_images(tmp_path, ["whole.png", *bad, "whole.dcm", "whole.png"], workers=3)
+        assert list(broken) == list(bad)
+        assert all(word in broken[path] for path, word in bad.items())
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, about the damage

@@ -168,9 +168,9 @@ def rexgradient(request, tmp_path_factory):
         "test": [record("GRDN3", "3.1", "", "test"), {"id": "pGRDN4_a_s", "ImagePath": ["../deid_png/no.png"]}],
     }
     (root / "metadata").mkdir()
-    for split, own in rows.items():
+    for split, records in rows.items():
         if request.param == "json":
-            content = {record["id"]: {k: v for k, v in record.items() if k != "id"} for record in own}
+            content = {record["id"]: {k: v for k, v in record.items() if k != "id"} for record in records}
             (root / f"metadata/{split}_metadata_view_position.json").write_text(json.dumps(content))
             (root / f"metadata/{split}_metadata.csv").write_text("is,passed,over\n")
         else:  # without paths: every image of the study's folder
@@ -180,7 +180,7 @@ def rexgradient(request, tmp_path_factory):
             with open(root / f"metadata/{split}_metadata.csv", "w", newline="") as handle:
                 writer = csv.DictWriter(handle, names, extrasaction="ignore", restval="")
                 writer.writeheader()
-                writer.writerows(own)
+                writer.writerows(records)
     return root, request.param
 
 

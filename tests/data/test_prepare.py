@@ -151,7 +151,7 @@ def test_in_blocks_by_several_processes_the_bytes_are_the_same(tmp_path, monkeyp
         parquet = tmp_path / "parquet" / "master.parquet"
         prepare_data.main(["mimic-cxr", "--root", str(tmp_path), "--out", str(parquet), "--workers", "2"])
         table, plain = (load_splits(str(path), tmp_path, verify_images=False) for path in (parquet, master))
-        assert {split: list(found) for split, found in table.studies.items()} == plain.studies
+        assert {split: list(part) for split, part in table.studies.items()} == plain.studies
         assert hash_studies(table.studies.values()) == hash_studies(plain.studies.values())
         assert (parquet.with_name("rejected.jsonl")).read_bytes() == in_blocks_rejected
 

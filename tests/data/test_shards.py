@@ -50,7 +50,7 @@ def sample(key: str, seed: int, **row: object) -> dict[str, bytes]:
 
 def studies_of(pattern: Path | str, **options: object):
     splits = load_splits(str(pattern), **options)
-    return splits, {study.study_id: study for found in splits.studies.values() for study in found}
+    return splits, {study.study_id: study for studies in splits.studies.values() for study in studies}
 
 
 def same_pictures(splits, study, *contents: bytes) -> bool:
@@ -102,14 +102,14 @@ def test_the_objects_of_a_master_file_keep_all_their_fields(tmp_path: Path, spli
             files[f"{study.study_id}.{number}.png"] = (splits.image_folder / image.path).read_bytes()
     write_tar(tmp_path / "a.tar", files)
     write_tar(tmp_path / "b.tar", {"x.json": files[f"{next(iter(wanted))}.json"]})
-    found, studies = studies_of(tmp_path / "*.tar")
-    assert set(studies) == set(wanted) and found.rejections() == {"other images": 1}
+    loaded, studies = studies_of(tmp_path / "*.tar")
+    assert set(studies) == set(wanted) and loaded.rejections() == {"other images": 1}
     for name, study in studies.items():
         theirs, ours = wanted[name].to_dict() | {"site": 3}, study.to_dict()
         assert [image["view"] for image in ours.pop("images")] == [image["view"] for image in theirs.pop("images")]
         theirs["prior_study_id"] = theirs["prior_study_id"] if theirs["prior_study_id"] in studies else None
         assert ours == theirs
-        assert same_pictures(found, study, *((splits.image_folder / i.path).read_bytes() for i in wanted[name].images))
+        assert same_pictures(loaded, study, *((splits.image_folder / i.path).read_bytes() for i in wanted[name].images))
 
 
 @pytest.mark.parametrize("kind", ["struct", "lists", "bytes"])

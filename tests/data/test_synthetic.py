@@ -165,7 +165,7 @@ def test_no_patient_in_two_splits(studies: list[Study]) -> None:
     splits = defaultdict(set)
     for study in studies:
         splits[study.patient_id].add(study.split)
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(occurring) == 1 for occurring in splits.values())
     shares = Counter(study.split for study in studies)
     assert 0.6 < shares["train"] / len(studies) < 0.8 and shares["validate"] > 15 and shares["test"] > 40
 
@@ -219,13 +219,13 @@ def test_reports_are_short_and_in_order(studies: list[Study]) -> None:
 
 def test_progression_is_what_the_text_says(studies: list[Study]) -> None:
     by_id = {study.study_id: study for study in studies}
-    said = {"worsening": ("new", "increased", "larger", "worse"), "stable": ("unchanged",)}
-    said["improving"] = ("resolved", "decreased", "smaller", "better")
+    wording = {"worsening": ("new", "increased", "larger", "worse"), "stable": ("unchanged",)}
+    wording["improving"] = ("resolved", "decreased", "smaller", "better")
     seen = Counter()
     for study in studies:
         progression = study.progression
         assert bool(study.prior_study_id) or not progression
-        words = [word for way in progression.values() for word in said[way]]
+        words = [word for way in progression.values() for word in wording[way]]
         assert not progression or any(word in study.findings.lower() for word in words)
         for name, way in progression.items():
             before = by_id[study.prior_study_id].labels[name] in (1, -1)
@@ -246,8 +246,8 @@ def test_boxes_name_a_finding_in_the_words_of_the_report_and_lie_in_the_picture(
             assert x + w <= SIZE and y + h <= SIZE
             assert study.labels[box.finding] in (1, -1)
             assert box.phrase.lower() in study.findings.lower()
-        found = {name for name in CHEXPERT_14 if study.labels[name] in (1, -1)} - {"Pneumonia", "No Finding"}
-        assert found == {box.finding for box in study.boxes}
+        labelled = {name for name in CHEXPERT_14 if study.labels[name] in (1, -1)} - {"Pneumonia", "No Finding"}
+        assert labelled == {box.finding for box in study.boxes}
 
 
 def test_boxes_lie_on_the_side_that_the_report_names(studies: list[Study]) -> None:

@@ -200,8 +200,8 @@ def written(case, tmp_path):
 def test_it_is_read_right(name, tmp_path, folder):
     path, expected = written(READ[name], tmp_path)
     corpus = load_table(path, image_folder=folder)
-    found = [(study.patient_id, [image.path for image in study.images], study.text()) for study in corpus.studies]
-    assert found == expected
+    read = [(study.patient_id, [image.path for image in study.images], study.text()) for study in corpus.studies]
+    assert read == expected
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -246,7 +246,7 @@ def test_dates_times_labels_and_views_of_others(tmp_path, folder):
 def test_what_may_be_meant_otherwise_is_said(content, texts, note, tmp_path, folder):
     (tmp_path / "t.csv").write_text(content)
     corpus = load_table(tmp_path / "t.csv", image_folder=folder)
-    assert [study.text() for study in corpus.studies] == texts and any(note in said for said in corpus.notes)
+    assert [study.text() for study in corpus.studies] == texts and any(note in line for line in corpus.notes)
 
 
 def test_a_workbook_with_titles_returns_and_empty_rows(tmp_path, folder):

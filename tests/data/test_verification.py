@@ -66,9 +66,9 @@ def test_only_what_has_changed_is_decoded_again(folder: Path, decoded: list[str]
     write(folder / NAMES[2], 2)  # mended
     (folder / NAMES[0]).write_bytes(b"\x89PNG\r\n\x1a\n")  # broken
     (folder / NAMES[1]).unlink()
-    found = check_images(folder, NAMES)
+    broken = check_images(folder, NAMES)
     assert sorted(decoded) == ["0.png", "1.png", "2.png", "5.png"]
-    assert list(found) == [NAMES[0], NAMES[1], NAMES[3]] and "no such file" in found[NAMES[1]]
+    assert list(broken) == [NAMES[0], NAMES[1], NAMES[3]] and "no such file" in broken[NAMES[1]]
 
 
 def test_a_change_that_the_clock_cannot_show_is_not_trusted(folder: Path, decoded: list[str]) -> None:
@@ -147,9 +147,9 @@ def test_of_two_processes_one_decodes(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     command = [sys.executable, "-c", SCRIPT, str(folder), str(log), *NAMES]
     both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    said = [process.communicate(timeout=1200)[0] for process in both]
+    printed = [process.communicate(timeout=1200)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] == f"{[NAMES[2], NAMES[3]]}\n"
+    assert printed[0] == printed[1] == f"{[NAMES[2], NAMES[3]]}\n"
     assert len(log.read_text().split()) == 6
 
 

@@ -155,8 +155,8 @@ def test_files_that_cannot_be_scored_are_one_line(references, predictions, tmp_p
 
 def test_columns_are_known_by_their_common_names(tmp_path):
     table = write_csv(tmp_path / "t.csv", "StudyID;Ground Truth;split", ["1;One.;test", "2;Two.;train"])
-    found = read_reports(table, REFERENCE, split="test")
-    assert found.texts == {"1": "One."} and "divided by semicolons" in found.notes[0]
+    corpus = read_reports(table, REFERENCE, split="test")
+    assert corpus.texts == {"1": "One."} and "divided by semicolons" in corpus.notes[0]
     plain = tmp_path / "p.json"
     plain.write_text(json.dumps({"1": "One.", "2": "Two."}))
     assert read_reports(plain, PREDICTION).texts == {"1": "One.", "2": "Two."}

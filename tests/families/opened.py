@@ -48,7 +48,7 @@ def open_run(folder: Path) -> dict:
         "class": type(model).__name__,
         "misfits": sum(len(keys) for keys in info.values()),
         "studies": len(rows),
-        "same": {w: sum(t.strip() == p for t, p in zip(found, wanted)) for w, found in texts.items()},  # noqa: B905
+        "same": {w: sum(t.strip() == p for t, p in zip(written, wanted)) for w, written in texts.items()},  # noqa: B905
         "generation": [config.max_new_tokens, config.num_beams, config.eos_token_id, config.pad_token_id],
         "prompt_ends_with_the_end": config.eos_token_id in prompts,
     }

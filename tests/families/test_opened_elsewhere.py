@@ -30,13 +30,13 @@ def opened(whole_run) -> dict[str, dict]:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_plain_transformers_and_its_pipeline_write_the_runs_reports(name, opened):
-    found = opened[name]
-    assert found["class"] == CLASSES[name] and found["misfits"] == 0
+    result = opened[name]
+    assert result["class"] == CLASSES[name] and result["misfits"] == 0
     ways = {"generate", "pipeline"} | ({"pixels"} if name in ("blip", "git") else set())
-    assert found["studies"] > 5
-    assert {way: found["same"][way] for way in ways} == dict.fromkeys(ways, found["studies"])
-    assert found["generation"][:2] == [24, 1] and None not in found["generation"]
-    assert not found["prompt_ends_with_the_end"]
+    assert result["studies"] > 5
+    assert {way: result["same"][way] for way in ways} == dict.fromkeys(ways, result["studies"])
+    assert result["generation"][:2] == [24, 1] and None not in result["generation"]
+    assert not result["prompt_ends_with_the_end"]
 
 
 @pytest.mark.slow

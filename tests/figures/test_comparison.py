@@ -40,17 +40,17 @@ def runs(tmp_path_factory) -> tuple[Path, Path]:
 
 def test_differences_are_those_of_the_results_with_intervals_by_patient(runs, tmp_path, capsys):
     main(["compare", *map(str, runs), "--out", str(tmp_path), "--resamples", "200"])
-    found = json.loads((tmp_path / "comparison.json").read_text())["metrics"]
+    compared = json.loads((tmp_path / "comparison.json").read_text())["metrics"]
     results = [json.loads((run / "test_results.json").read_text())["metrics"] for run in runs]
     for name in ("bleu4", "rougeL", "cider", "findings_f1_micro", "audit_omitted"):
-        assert found[name]["values"] == pytest.approx([one[name] for one in results], abs=1e-9)
-        assert found[name]["differences"][0]["difference"] == pytest.approx(results[1][name] - results[0][name])
+        assert compared[name]["values"] == pytest.approx([one[name] for one in results], abs=1e-9)
+        assert compared[name]["differences"][0]["difference"] == pytest.approx(results[1][name] - results[0][name])
     each = [
         [json.loads(line)["scores"]["rougeL"] for line in (run / "predictions.jsonl").read_text().splitlines()]
         for run in runs
     ]
     by_hand = paired_test(each[1], each[0], [study.patient_id for study in STUDIES], resamples=200)
-    assert found["rougeL"]["differences"][0] == pytest.approx(vars(by_hand))
+    assert compared["rougeL"]["differences"][0] == pytest.approx(vars(by_hand))
     printed = capsys.readouterr().out
     assert "good/1 - poor/1" in printed and f"{by_hand.difference:+.3f} [{by_hand.low:+.3f}" in printed
     page = (tmp_path / "comparison.html").read_text()

@@ -152,10 +152,10 @@ def test_the_search_looks_in_both_texts(driver, page):
     visit(driver, page)
     driver.find_element("id", "search").send_keys("apical PNEUMO")
     time.sleep(0.3)
-    found = shown_studies(driver)
+    shown = shown_studies(driver)
     lines = [json.loads(line) for line in (page.parent / "predictions.jsonl").read_text().splitlines()]
     expected = [i for i, p in enumerate(lines) if "apical pneumo" in p["reference"] + "\n" + p["prediction"]]
-    assert sorted(found) == expected and 0 < len(expected) < 25
+    assert sorted(shown) == expected and 0 < len(expected) < 25
     driver.find_element("id", "search").send_keys(" nowhere")
     time.sleep(0.3)
     assert "No study fits" in driver.find_element("id", "list").text

@@ -114,7 +114,7 @@ def test_errors_of_libraries_become_sentences_and_ours_stay_tracebacks():
     with pytest.raises(ValueError, match=r"^x\.json \(JSONDecodeError: Expecting value.*\); look at it$"):
         with library_errors("x.json", "look at it"):
             __import__("json").loads("{]"[1:])
-    own: dict = {"__name__": "hf_medvlm.made_up"}
-    exec("def fault():\n    return {}['a']\n", own)
+    module: dict = {"__name__": "hf_medvlm.made_up"}
+    exec("def fault():\n    return {}['a']\n", module)
     with pytest.raises(KeyError), library_errors("x", "y"):
-        own["fault"]()
+        module["fault"]()

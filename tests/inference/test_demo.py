@@ -71,19 +71,19 @@ def post(port: int, path: str, body: bytes, **headers: str) -> tuple[int, dict]:
 def test_two_users_at_once_get_their_own_answers(saved, files):
     predictor = load(saved("dual_encoder"))
     wanted = [predictor.findings(files / f"{number}.png") for number in range(2)]
-    found: list[list[dict]] = [[], []]
+    answers: list[list[dict]] = [[], []]
     with served(Demo(predictor)) as port:
 
         def user(number: int) -> None:
             for _ in range(4):
-                found[number].append(post(port, "/look", (files / f"{number}.png").read_bytes())[1])
+                answers[number].append(post(port, "/look", (files / f"{number}.png").read_bytes())[1])
 
         users = [threading.Thread(target=user, args=(number,)) for number in range(2)]
         [thread.start() for thread in users]
         [thread.join() for thread in users]
     for number in range(2):
-        assert len(found[number]) == 4
-        for answer in found[number]:
+        assert len(answers[number]) == 4
+        for answer in answers[number]:
             told = {finding["name"]: finding["probability"] for finding in answer["findings"]}
             assert told == pytest.approx(wanted[number], abs=1e-5)
 

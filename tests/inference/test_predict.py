@@ -81,16 +81,16 @@ def test_two_processes_say_what_the_evaluation_said(saved, splits, master, root,
         assert [line["study_id"] for line in told[:7]] == [study.study_id for study in splits.test[:7]]
         assert len({line["study_id"] for line in told}) == len(told)
         trainer = make_trainer(saved(name)[1], splits, tmp_path / "trainer")
-        for found, wanted in zip(told, trainer.scores(StudyRows(splits.test[:7])).predictions, strict=False):
-            keys = {"prediction", "zero_shot", "progression_prediction"} & found.keys() & wanted.keys()
+        for ours, wanted in zip(told, trainer.scores(StudyRows(splits.test[:7])).predictions, strict=False):
+            keys = {"prediction", "zero_shot", "progression_prediction"} & ours.keys() & wanted.keys()
             assert keys
             for key in keys:
                 if key == "zero_shot":
-                    assert found[key] == pytest.approx(wanted[key], abs=2e-5)
+                    assert ours[key] == pytest.approx(wanted[key], abs=2e-5)
                 elif key == "prediction":
-                    assert found[key] == wanted[key]
+                    assert ours[key] == wanted[key]
                 else:
-                    assert wanted[key].items() <= found[key].items()
+                    assert wanted[key].items() <= ours[key].items()
 
 
 def test_a_folder_gives_text_table_page_and_the_names_of_what_is_broken(saved, folder, tmp_path, capsys):
@@ -107,8 +107,8 @@ def test_a_folder_gives_text_table_page_and_the_names_of_what_is_broken(saved, f
         "broken.png": "image cannot be read",
         "notes.txt": "no image",
     }
-    said = capsys.readouterr().out
-    assert "4 studies" in said and "2 left out" in said and "rejected.jsonl" in said
+    printed = capsys.readouterr().out
+    assert "4 studies" in printed and "2 left out" in printed and "rejected.jsonl" in printed
     page = collect(load_run(out))
     assert page.head["references"] is False and all(page.jpegs) and not any(s["findings"] for s in page.studies)
     assert (out / "report.html").is_file() and not (out / "parts").exists()
@@ -225,8 +225,8 @@ def test_rexrank_goes_out_as_it_came_in_with_a_prediction(saved, folder, tmp_pat
     assert sent["s1"]["model_prediction"] == predictor.report(folder / "ward A/1.png")
     assert sent["s2"]["model_prediction"] == ""
     assert sent["s3"]["model_prediction"] == predictor.report(folder / "ward B/2.jpg")
-    found, _ = read_rexrank(source, folder)
-    assert [study.indication for study in found.studies] == ["Cough.", "Fever", ""]
+    studies, _ = read_rexrank(source, folder)
+    assert [study.indication for study in studies.studies] == ["Cough.", "Fever", ""]
     with pytest.raises(ValueError, match=r"no \.report"):
         predict(saved("dual_encoder")[0], source, "--image_folder", folder, "--rexrank", "--out", tmp_path / "x.json")
 
@@ -236,8 +236,8 @@ def test_views_of_one_study(splits, tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (8, 8)).save(path)
-    found = find_studies(tmp_path, folder_is_study=True)
-    assert {s.study_id: [(i.path, i.view) for i in s.images] for s in found.studies} == {
+    studies = find_studies(tmp_path, folder_is_study=True)
+    assert {s.study_id: [(i.path, i.view) for i in s.images] for s in studies.studies} == {
         "p1/s1": [("p1/s1/view_pa.png", "PA"), ("p1/s1/view_lateral.png", "LATERAL")],
         "p1/s2/view_pa": [("p1/s2/view_pa.png", "PA")],
     }
@@ -252,9 +252,9 @@ def test_dicom_files_of_one_study_are_one_study(tmp_path):
     for number, (uid, view) in enumerate([("1.2.3", "LL"), ("1.2.3", "PA"), ("1.2.4", "AP")]):
         source.StudyInstanceUID, source.ViewPosition = uid, view
         source.save_as(tmp_path / f"IM{number}")
-    found = find_studies(tmp_path)
-    assert [[i.view for i in s.images] for s in found.studies] == [["PA", "LATERAL"], ["AP"]]
-    assert not any("1.2." in s.study_id for s in found.studies), "identifiers stay in the files"
+    studies = find_studies(tmp_path)
+    assert [[i.view for i in s.images] for s in studies.studies] == [["PA", "LATERAL"], ["AP"]]
+    assert not any("1.2." in s.study_id for s in studies.studies), "identifiers stay in the files"
 
 
 def test_hospital_files_as_they_are(saved, shared, tmp_path):

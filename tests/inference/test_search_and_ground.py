@@ -48,10 +48,10 @@ def test_the_nearest_to_a_text_and_to_an_image(index, saved, capsys):
     scores = predictor.embed(images) @ predictor.embed_texts("left pleural effusion")
     main(["search", str(index), "left pleural effusion", "--top", "3"])
     printed = capsys.readouterr().out
-    found = re.findall(r"^ *(\d)  (-?[\d.]+)  (\S+)", printed, re.MULTILINE)
+    rows = re.findall(r"^ *(\d)  (-?[\d.]+)  (\S+)", printed, re.MULTILINE)
     order = np.argsort(-scores, kind="stable")[:3]
-    assert [name for _, _, name in found] == [images[i].stem for i in order]
-    assert [float(score) for _, score, _ in found] == pytest.approx(scores[order].tolist(), abs=1e-4)
+    assert [name for _, _, name in rows] == [images[i].stem for i in order]
+    assert [float(score) for _, score, _ in rows] == pytest.approx(scores[order].tolist(), abs=1e-4)
     assert "searched 6 studies" in printed
     page = (index / "search.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 3 and "http" not in page.replace("http-equiv", "")
@@ -69,13 +69,13 @@ def test_blocks_find_what_a_whole_product_finds(index, monkeypatch):
     save_file({"image_embeds": rows}, index / EMBEDDINGS)
     queries = rng.integers(-2, 3, (3, 64)).astype(np.float32)
     queries[0] = rows[4]
-    found = Index(index).nearest(queries, top=9)
+    nearest = Index(index).nearest(queries, top=9)
     (index / EMBEDDINGS).write_bytes(kept)
-    for query, hits in zip(queries, found, strict=True):
+    for query, hits in zip(queries, nearest, strict=True):
         slow = sorted(range(50), key=lambda row: (-float(rows[row] @ query), row))[:9]
         assert [row for row, _ in hits] == slow
         assert [score for _, score in hits] == [float(rows[row] @ query) for row in slow]
-    assert [row for row, _ in found[0]][:2] == [4, 33]
+    assert [row for row, _ in nearest[0]][:2] == [4, 33]
 
 
 def test_what_cannot_be_searched_is_refused(index, saved, tmp_path, capsys):
@@ -134,9 +134,9 @@ def test_the_box_is_the_region_of_the_peak():
     grid[4:8, 5:9] = 0.8  # another region above half
     grid[10:15, 20:26] = 0.7
     grid[12, 22] = 1.0
-    found = peak_and_box(grid)
-    assert found["peak"] == {"x": 22, "y": 12, "value": 1.0} and found["range"] == [0.0, 1.0]
-    assert found["box"] == [20, 10, 6, 5]
+    located = peak_and_box(grid)
+    assert located["peak"] == {"x": 22, "y": 12, "value": 1.0} and located["range"] == [0.0, 1.0]
+    assert located["box"] == [20, 10, 6, 5]
     shown = np.asarray(over_radiograph(Image.new("L", (30, 20), 100), grid))
     assert (shown[0, 0] == 100).all() and (shown[2, 3] == 100).all() and (shown[12, 24] != 100).any()
     assert heat(grid).getpixel((0, 0))[3] == 0

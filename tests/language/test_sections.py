@@ -47,10 +47,10 @@ def test_a_typical_report():
     assert names(TYPICAL) == [
         *("preamble", "examination", "indication", "technique", "comparison", "findings", "impression")
     ]
-    found = select_sections(TYPICAL)
-    assert found["impression"] == "Large left pleural effusion"
-    assert found["findings"].startswith("Cardiac size cannot") and found["findings"].endswith("right effusion is new.")
-    assert (found["comparison"], found["last_paragraph"], found["history"]) == ("___", "", "")
+    parts = select_sections(TYPICAL)
+    assert parts["impression"] == "Large left pleural effusion"
+    assert parts["findings"].startswith("Cardiac size cannot") and parts["findings"].endswith("right effusion is new.")
+    assert (parts["comparison"], parts["last_paragraph"], parts["history"]) == ("___", "", "")
 
 
 def test_the_text_of_a_section_stands_where_it_says():
@@ -136,8 +136,8 @@ def test_the_table_of_names_has_the_published_size():
 
 # Rules 6 to 8.
 def test_of_two_sections_of_one_name_the_last_counts():
-    found = select_sections("\n IMPRESSION: old\n \n ADDENDUM: note\n \n IMPRESSION: new\n")
-    assert found["impression"] == "new"
+    parts = select_sections("\n IMPRESSION: old\n \n ADDENDUM: note\n \n IMPRESSION: new\n")
+    assert parts["impression"] == "new"
 
 
 def test_an_empty_last_impression_is_dropped_before_the_last_is_taken():
@@ -177,8 +177,8 @@ def test_an_addendum_stands_above():
     ],
 )
 def test_sections_of_any_layout(text, expected):
-    found = sections(text)
-    assert (found["indication"], found["findings"], found["impression"]) == expected
+    parts = sections(text)
+    assert (parts["indication"], parts["findings"], parts["impression"]) == expected
 
 
 def test_sections_of_mimics_layout_are_the_published_ones():

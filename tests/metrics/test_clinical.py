@@ -31,12 +31,12 @@ def weights(tmp_path_factory) -> Path:
 
 
 def test_chexbert_and_its_embeddings_are_the_reference_s(weights):
-    found = metrics.load("chexbert", weights=weights).compute(**PAIRS)
+    scores = metrics.load("chexbert", weights=weights).compute(**PAIRS)
     for name in ("micro_14", "macro_14", "micro_5", "macro_5"):
-        assert found[f"chexbert_f1_{name}"] == pytest.approx(GOLDEN[f"chexbert_f1_{name}"], abs=1e-5)
+        assert scores[f"chexbert_f1_{name}"] == pytest.approx(GOLDEN[f"chexbert_f1_{name}"], abs=1e-5)
     for name, value in GOLDEN["per_finding"].items():
-        assert found[f"chexbert_f1/{name}"] == pytest.approx(value, abs=1e-5)
-    assert "uncertain counts as absent" in found["protocol"]
+        assert scores[f"chexbert_f1/{name}"] == pytest.approx(value, abs=1e-5)
+    assert "uncertain counts as absent" in scores["protocol"]
     similar, _ = clinical_scores(["sembscore"], PREDICTIONS, REFERENCES, weights)
     assert similar.per_study["sembscore"] == pytest.approx(GOLDEN["sembscore_per_study"], abs=1e-5)
     assert (
@@ -47,13 +47,13 @@ def test_chexbert_and_its_embeddings_are_the_reference_s(weights):
 
 
 def test_bertscore_is_the_reference_s_with_and_without_idf(weights):
-    found, missing = clinical_scores(["bertscore", "bertscore_idf"], PREDICTIONS, REFERENCES, weights)
+    result, missing = clinical_scores(["bertscore", "bertscore_idf"], PREDICTIONS, REFERENCES, weights)
     assert not missing
     for name in ("bertscore", "bertscore_idf"):
-        assert found.per_study[name] == pytest.approx(GOLDEN[f"{name}_per_study"], abs=1e-5)
+        assert result.per_study[name] == pytest.approx(GOLDEN[f"{name}_per_study"], abs=1e-5)
         value = metrics.load(name, weights=weights).compute(**PAIRS)[name]
         assert value == pytest.approx(np.mean(GOLDEN[f"{name}_per_study"]), abs=1e-5)
-    assert np.ptp(found.per_study["bertscore"]) > 0.1
+    assert np.ptp(result.per_study["bertscore"]) > 0.1
 
 
 def test_radcliq_is_the_reference_s():
@@ -70,13 +70,13 @@ def entity(tokens: str, label: str = "OBS-DP", relations: tuple = ()) -> dict:
 def test_radgraph_by_hand():
     reference = {"entities": {"1": entity("effusion", relations=[("located_at", "2")]), "2": entity("left", "ANAT-DP")}}
     prediction = {"entities": {"1": entity("effusion"), "2": entity("left", "ANAT-DP"), "3": entity("small")}}
-    found = radgraph_f1(prediction, reference)
-    assert found["radgraph_simple"] == pytest.approx(2 * 2 / 5)  # two of three and two
-    assert found["radgraph_partial"] == pytest.approx(2 * 1 / 5)  # the effusion has a relation on one side alone
-    assert found["radgraph_complete"] == pytest.approx(2 * 1 / 5)
-    assert found["radgraph_rexrank"] == pytest.approx((2 * 2 / 5 + 0) / 2)
-    assert radgraph_f1(reference, reference) == dict.fromkeys(found, 1.0)
-    assert radgraph_f1({"entities": {}}, reference) == dict.fromkeys(found, 0.0)
+    scores = radgraph_f1(prediction, reference)
+    assert scores["radgraph_simple"] == pytest.approx(2 * 2 / 5)  # two of three and two
+    assert scores["radgraph_partial"] == pytest.approx(2 * 1 / 5)  # the effusion has a relation on one side alone
+    assert scores["radgraph_complete"] == pytest.approx(2 * 1 / 5)
+    assert scores["radgraph_rexrank"] == pytest.approx((2 * 2 / 5 + 0) / 2)
+    assert radgraph_f1(reference, reference) == dict.fromkeys(scores, 1.0)
+    assert radgraph_f1({"entities": {}}, reference) == dict.fromkeys(scores, 0.0)
     capital = {"entities": {"1": entity("Effusion", relations=[("located_at", "2")]), "2": entity("left", "ANAT-DP")}}
     mixed = radgraph_f1(capital, reference)
     assert (mixed["radgraph_complete"], mixed["radgraph_simple"]) == (1.0, 0.5)  # lower case inside relations alone
@@ -92,8 +92,8 @@ def test_words_of_change_and_the_leaderboard_s_bleu2():
 
 
 def test_what_is_missing_is_named_and_has_no_score(tmp_path, weights):
-    found, missing = clinical_scores(list(NEEDS), PREDICTIONS, REFERENCES, tmp_path)
-    assert set(found.values) == {"temporal_f1", "bleu2_rexrank"}
+    result, missing = clinical_scores(list(NEEDS), PREDICTIONS, REFERENCES, tmp_path)
+    assert set(result.values) == {"temporal_f1", "bleu2_rexrank"}
     assert set(missing) == set(NEEDS) - {"temporal_f1", "bleu2_rexrank"}
     assert "chexbert.pth" in missing["chexbert"] and str(tmp_path) in missing["chexbert"]
     _, missing = clinical_scores(["radcliq", "chexbert"], PREDICTIONS, REFERENCES, weights)

@@ -25,35 +25,35 @@ PREDICTIONS = [
 
 
 def test_counted_by_hand():
-    found = findings_f1(PREDICTIONS, REFERENCES)
+    scores = findings_f1(PREDICTIONS, REFERENCES)
     # hits: effusion, No Finding, pneumonia; extra: opacity, effusion; missed: cardiomegaly, pneumothorax, devices
-    assert found.metrics["findings_f1_micro"] == pytest.approx(2 * 3 / (5 + 6))
+    assert scores.metrics["findings_f1_micro"] == pytest.approx(2 * 3 / (5 + 6))
     # effusion 2/3, No Finding 1, Pneumonia 1; opacity, cardiomegaly, pneumothorax and devices 0
-    assert found.metrics["findings_f1_macro"] == pytest.approx((2 / 3 + 1 + 1) / 7)
-    assert found.per_study == pytest.approx([2 / 3, 1.0, 0.5, 0.0])
-    effusion = found.per_finding["Pleural Effusion"]
+    assert scores.metrics["findings_f1_macro"] == pytest.approx((2 / 3 + 1 + 1) / 7)
+    assert scores.per_study == pytest.approx([2 / 3, 1.0, 0.5, 0.0])
+    effusion = scores.per_finding["Pleural Effusion"]
     assert effusion == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "n": 1}
-    assert math.isnan(found.per_finding["Fracture"]["f1"]) and found.per_finding["Fracture"]["n"] == 0
-    assert set(found.protocol) == set(found.metrics)
+    assert math.isnan(scores.per_finding["Fracture"]["f1"]) and scores.per_finding["Fracture"]["n"] == 0
+    assert set(scores.protocol) == set(scores.metrics)
 
 
 def test_equals_scikit_learn():
-    said, true = (
+    predicted, true = (
         np.array([[v in (1, -1) for v in label_report(t).values()] for t in s]) for s in (PREDICTIONS, REFERENCES)
     )
-    occurring = [i for i in range(14) if said[:, i].any() or true[:, i].any()]
-    found = findings_f1(PREDICTIONS, REFERENCES).metrics
-    assert found["findings_f1_micro"] == pytest.approx(f1_score(true, said, average="micro"))
-    assert found["findings_f1_macro"] == pytest.approx(
-        f1_score(true[:, occurring], said[:, occurring], average="macro")
+    occurring = [i for i in range(14) if predicted[:, i].any() or true[:, i].any()]
+    metrics = findings_f1(PREDICTIONS, REFERENCES).metrics
+    assert metrics["findings_f1_micro"] == pytest.approx(f1_score(true, predicted, average="micro"))
+    assert metrics["findings_f1_macro"] == pytest.approx(
+        f1_score(true[:, occurring], predicted[:, occurring], average="macro")
     )
 
 
 @pytest.mark.parametrize("texts", [[], ["", ""], ["Thank you."]])
 def test_undefined_is_nan_never_zero(texts):
-    found = findings_f1(texts, texts)
-    assert all(math.isnan(value) for value in [*found.metrics.values(), *found.per_study])
-    assert list(found.per_finding) == list(CHEXPERT_14)
+    scores = findings_f1(texts, texts)
+    assert all(math.isnan(value) for value in [*scores.metrics.values(), *scores.per_study])
+    assert list(scores.per_finding) == list(CHEXPERT_14)
 
 
 def test_equal_texts_score_one():

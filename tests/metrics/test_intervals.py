@@ -69,8 +69,8 @@ def test_paired_test_sees_a_small_steady_difference_and_no_noise():
 
 def test_p_values_are_even_under_the_null():
     rng = np.random.default_rng(2)
-    found = [paired_test(rng.normal(size=20), rng.normal(size=20), resamples=200).p_value for _ in range(200)]
-    assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.10
+    p_values = [paired_test(rng.normal(size=20), rng.normal(size=20), resamples=200).p_value for _ in range(200)]
+    assert 0.01 <= np.mean(np.array(p_values) < 0.05) <= 0.10
 
 
 def test_exact_permutation_by_patient():
@@ -85,8 +85,8 @@ def test_a_corpus_metric_is_paired_through_its_sums():
     rng = np.random.default_rng(0)
     second = rng.integers(1, 9, size=(50, 2)).astype(float)
     first = second + [2.0, 0.0]
-    found = paired_test(first, second, statistic=lambda sums: sums[:, 0] / sums[:, 1])
-    assert found.difference == pytest.approx(100 / second[:, 1].sum()) and found.p_value < 0.01
+    tested = paired_test(first, second, statistic=lambda sums: sums[:, 0] / sums[:, 1])
+    assert tested.difference == pytest.approx(100 / second[:, 1].sum()) and tested.p_value < 0.01
 
 
 def test_unpaired_or_ungrouped_input_is_refused():

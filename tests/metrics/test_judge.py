@@ -21,15 +21,15 @@ def test_scores_are_the_formulas_on_what_the_judge_counts(monkeypatch):
     monkeypatch.setenv(KEY, "sesame")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")  # a proxy of the environment would fail
     with judge_server() as (url, got):
-        found, missing = clinical_scores(BOTH, PREDICTIONS, REFERENCES, judge=Judge(url, "local-model"))
+        result, missing = clinical_scores(BOTH, PREDICTIONS, REFERENCES, judge=Judge(url, "local-model"))
         one = metrics.load("judge_green", judge=Judge(url, "m")).compute(predictions=["A."], references=["A."])
     assert not missing and one["judge_green"] == 1
     # one finding matched, one invented, one omitted; the nine errors that do not matter are not counted
-    assert found.per_study["judge_green"] == pytest.approx([1 / 3, 1, 0])
-    assert found.per_study["judge_radfact_precision"] == pytest.approx([1 / 2, 1, 0])
-    assert found.per_study["judge_radfact_recall"] == pytest.approx([1 / 2, 1, 0])
-    assert found.values["judge_radfact"] == pytest.approx((1 / 2 + 1 + 0) / 3)
-    assert "judged by local-model at temperature 0" in found.facts["judge_green"].protocol
+    assert result.per_study["judge_green"] == pytest.approx([1 / 3, 1, 0])
+    assert result.per_study["judge_radfact_precision"] == pytest.approx([1 / 2, 1, 0])
+    assert result.per_study["judge_radfact_recall"] == pytest.approx([1 / 2, 1, 0])
+    assert result.values["judge_radfact"] == pytest.approx((1 / 2 + 1 + 0) / 3)
+    assert "judged by local-model at temperature 0" in result.facts["judge_green"].protocol
     assert {request["path"] for request in got} == {"/v1/chat/completions"} and got[0]["key"] == "Bearer sesame"
     assert len(got) == 3 * 3 + 1 and all(request["temperature"] == 0 for request in got)
 
@@ -40,21 +40,21 @@ def test_answers_that_cannot_be_read_have_no_score_and_are_counted():
         return json.dumps({"matched_findings": 1, "significant_errors": {"a": 1}}) if clear else "I think it is fine."
 
     with judge_server(answer) as (url, got):
-        found, missing = clinical_scores(["judge_green"], PREDICTIONS, REFERENCES, judge=Judge(url, "m"))
-    assert not missing and found.values["judge_green"] == pytest.approx(1 / 2)
-    assert "2 of 3 studies without a readable answer are left out" in found.facts["judge_green"].protocol
+        result, missing = clinical_scores(["judge_green"], PREDICTIONS, REFERENCES, judge=Judge(url, "m"))
+    assert not missing and result.values["judge_green"] == pytest.approx(1 / 2)
+    assert "2 of 3 studies without a readable answer are left out" in result.facts["judge_green"].protocol
     assert len(got) == 2 + 1 + 2  # asked twice where it could not be read
     for unread in (lambda prompt: "no JSON", lambda prompt: '{"matched_findings": "two", "significant_errors": {}}'):
         with judge_server(unread) as (url, _):
-            found, missing = clinical_scores(BOTH[:1], PREDICTIONS, REFERENCES, judge=Judge(url, "m"))
-        assert not found.values and "none of the answers" in missing["judge_green"]
+            result, missing = clinical_scores(BOTH[:1], PREDICTIONS, REFERENCES, judge=Judge(url, "m"))
+        assert not result.values and "none of the answers" in missing["judge_green"]
 
 
 @pytest.mark.parametrize("status", [500, 302, 404])
 def test_a_judge_that_does_not_answer_is_a_missing_column(status):
     with judge_server(lambda prompt: status) as (url, got):
-        found, missing = clinical_scores(BOTH, PREDICTIONS[:1], REFERENCES[:1], judge=Judge(url, "m"))
-    assert not found.values and set(missing) == set(BOTH) and f"the judge at {url} does not answer" in missing[BOTH[0]]
+        result, missing = clinical_scores(BOTH, PREDICTIONS[:1], REFERENCES[:1], judge=Judge(url, "m"))
+    assert not result.values and set(missing) == set(BOTH) and f"the judge at {url} does not answer" in missing[BOTH[0]]
     assert got  # and a redirect was not followed
 
 
@@ -78,6 +78,6 @@ def test_reports_go_to_no_hosted_address_unasked(monkeypatch):
 
 
 def test_without_a_judge_the_metrics_are_missing():
-    found, missing = clinical_scores(BOTH, ["a"], ["a"])
-    assert not found.values and all("--judge_url" in reason for reason in missing.values())
+    result, missing = clinical_scores(BOTH, ["a"], ["a"])
+    assert not result.values and all("--judge_url" in reason for reason in missing.values())
     assert what_is_missing(BOTH, has_judge=True) == dict.fromkeys(BOTH, "")

@@ -47,8 +47,8 @@ def test_sentences_keep_abbreviations_and_numbers_whole():
 
 def test_coco_rouge_l_takes_the_best_precision_and_the_best_recall():
     # precision 2/3 from the first reference, recall 2/2 from the second
-    found = coco_rouge_l("a b c".split(), ["a b d e".split(), "a b".split()])
-    assert found == pytest.approx((1 + 1.44) * (2 / 3) * 1 / (1 + 1.44 * 2 / 3))
+    score = coco_rouge_l("a b c".split(), ["a b d e".split(), "a b".split()])
+    assert score == pytest.approx((1 + 1.44) * (2 / 3) * 1 / (1 + 1.44 * 2 / 3))
     assert coco_rouge_l([], [["a"]]) == coco_rouge_l(["a"], [[]]) == coco_rouge_l(["a"], [["b"]]) == 0
 
 

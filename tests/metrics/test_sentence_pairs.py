@@ -10,9 +10,9 @@ from hf_medvlm.metrics.sentence_pairs import sentence_pair_scores
 
 def test_scores_equal_counting_by_hand():
     similarities, same = np.array([0.9, 0.6, 0.4, 0.5, -0.2]), np.array([True, True, True, False, False])
-    found = sentence_pair_scores(similarities, same)
-    assert found["accuracy"] == pytest.approx(4 / 5)  # 0.4 is a paraphrase below the threshold; 0.5 is not above it
-    assert found["auc"] == pytest.approx(5 / 6)
+    scores = sentence_pair_scores(similarities, same)
+    assert scores["accuracy"] == pytest.approx(4 / 5)  # 0.4 is a paraphrase below the threshold; 0.5 is not above it
+    assert scores["auc"] == pytest.approx(5 / 6)
 
 
 def test_one_kind_alone_has_no_auc():

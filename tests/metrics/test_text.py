@@ -73,19 +73,19 @@ def test_golden_values_of_pycocoevalcap(golden):
     ],
 )
 def test_strange_texts_have_defined_scores(name, predictions, references, cleaning):
-    found = compute(name, predictions, references, cleaning=cleaning)
-    assert found.pop("protocol")
+    scores = compute(name, predictions, references, cleaning=cleaning)
+    assert scores.pop("protocol")
     top = {"cider": 10, "score": 100, "translation_length": 1e6, "reference_length": 1e6, "length_ratio": 1e6}
     if name == "sacrebleu":
         top |= {"precisions": 100} | dict.fromkeys(("counts", "totals", "sys_len", "ref_len"), 1e6)
-    for key, values in found.items():
+    for key, values in scores.items():
         assert np.all((np.array(values) >= 0) & (np.array(values) <= top.get(key, 1) + 1e-9)), key
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_study_is_undefined_not_zero(name):
-    found = compute(name, [], [])
-    assert {key for key, value in found.items() if key in ALL_NAMES and np.isnan(value)} == ALL_NAMES & set(found)
+    scores = compute(name, [], [])
+    assert {key for key, value in scores.items() if key in ALL_NAMES and np.isnan(value)} == ALL_NAMES & set(scores)
 
 
 def test_one_reference_or_a_list_of_one_is_the_same_and_a_second_can_only_help():
@@ -130,8 +130,10 @@ def test_score_texts_gives_every_name_and_agrees_with_the_metrics():
     scores = score_texts(PREDICTIONS, REFERENCES, ["a", "a", "b", "c"])
     assert set(scores.metrics) == set(scores.protocol) == set(scores.intervals) == ALL_NAMES
     for group in NAMES:
-        found = compute(group, PREDICTIONS, REFERENCES)
-        assert {n: found[n] for n in ALL_NAMES & set(found)} == {n: scores.metrics[n] for n in ALL_NAMES & set(found)}
+        of_group = compute(group, PREDICTIONS, REFERENCES)
+        assert {n: of_group[n] for n in ALL_NAMES & set(of_group)} == {
+            n: scores.metrics[n] for n in ALL_NAMES & set(of_group)
+        }
     for name, values in scores.per_study.items():
         assert len(values) == 4
         if name in scores.metrics:
@@ -143,11 +145,11 @@ def test_score_texts_gives_every_name_and_agrees_with_the_metrics():
 def test_corpus_bleu_is_resampled_as_a_corpus_metric():
     patients = list("abcd")
     low, high = score_texts(PREDICTIONS, REFERENCES, patients, resamples=400).intervals["bleu2"]
-    rng, found = np.random.default_rng(0), []
+    rng, drawn = np.random.default_rng(0), []
     for _ in range(400):
         rows = rng.integers(4, size=4)
-        found.append(compute("bleu", [PREDICTIONS[r] for r in rows], [REFERENCES[r] for r in rows])["bleu2"])
-    assert (low, high) == pytest.approx(np.quantile(found, [0.025, 0.975]), abs=0.08)
+        drawn.append(compute("bleu", [PREDICTIONS[r] for r in rows], [REFERENCES[r] for r in rows])["bleu2"])
+    assert (low, high) == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.08)
 
 
 def test_no_resamples_no_intervals():
@@ -156,10 +158,10 @@ def test_no_resamples_no_intervals():
 
 def test_baselines_say_what_their_names_say():
     train = ["Lungs are clear."] * 3 + ["Other."]
-    found = text_baselines(PREDICTIONS, REFERENCES, train)
-    assert list(found) == ["constant_normal", "most_frequent", "shuffled"]
-    assert found["constant_normal"] == score_texts([CONSTANT_NORMAL_REPORT] * 4, REFERENCES).metrics
-    assert found["most_frequent"] == score_texts(["Lungs are clear."] * 4, REFERENCES).metrics
+    baselines = text_baselines(PREDICTIONS, REFERENCES, train)
+    assert list(baselines) == ["constant_normal", "most_frequent", "shuffled"]
+    assert baselines["constant_normal"] == score_texts([CONSTANT_NORMAL_REPORT] * 4, REFERENCES).metrics
+    assert baselines["most_frequent"] == score_texts(["Lungs are clear."] * 4, REFERENCES).metrics
     # perfect predictions lose everything when each goes to another study
     distinct = ["alpha one", "beta two", "gamma three"]
     assert text_baselines(distinct, distinct, [])["shuffled"]["rouge1"] == 0

@@ -56,8 +56,8 @@ def test_compact_data_gives_nltks_synonyms(dictionary):
     theirs = WordNetCorpusReader(nltk.data.find("corpora/wordnet"), None)
     for word in WORDS:
         expected = {lemma.name() for synset in theirs.synsets(word) for lemma in synset.lemmas()}
-        found = {lemma.name() for synset in ours.synsets(word) for lemma in synset.lemmas()}
-        assert found == {name for name in expected if "_" not in name}, word
+        names = {lemma.name() for synset in ours.synsets(word) for lemma in synset.lemmas()}
+        assert names == {name for name in expected if "_" not in name}, word
     assert {lemma.name() for lemma in ours.synsets("feet")[0].lemmas()} == {"foot", "pes", "Foot", "base"}
 
 
@@ -74,8 +74,8 @@ def test_meteor_knows_synonyms_and_irregular_forms():
     plain = single_meteor_score(["feet"], ["foot"], wordnet=wordnet.WordNet([]))
     assert plain == 0 and meteor("feet", "foot") > 0
     # the example in the docstring of `evaluate`'s meteor
-    found = meteor(
+    score = meteor(
         "It is a guide to action which ensures that the military always obeys the commands of the party",
         "It is a guide to action that ensures that the military will forever heed Party commands",
     )
-    assert found == pytest.approx(0.6944, abs=5e-5)
+    assert score == pytest.approx(0.6944, abs=5e-5)

@@ -67,8 +67,8 @@ def test_one_side_of_a_two_tower_checkpoint_is_loaded(tmp_path):
     clip = CLIPModel(CLIPConfig(vision_config=SMALL | {"image_size": 32, "patch_size": 8}, text_config=text))
     clip.save_pretrained(tmp_path)
     for side in ("vision", "text"):
-        loaded, own = load_tower(str(tmp_path), side).state_dict(), getattr(clip, f"{side}_model").state_dict()
-        assert loaded.keys() == own.keys() and all(torch.equal(loaded[key], own[key]) for key in own)
+        loaded, whole = load_tower(str(tmp_path), side).state_dict(), getattr(clip, f"{side}_model").state_dict()
+        assert loaded.keys() == whole.keys() and all(torch.equal(loaded[key], whole[key]) for key in whole)
 
 
 def test_freezing_and_thawing():

@@ -87,8 +87,8 @@ def test_the_preflight_says_first_that_the_model_is_a_toy(tmp_path, capsys):
     blip.main(["--dataset", path, "--dry_run", "True", "--output_dir", str(tmp_path / "o"), "--max_steps", "900"])
     lines = [line for line in capsys.readouterr().out.splitlines() if line.strip()]
     assert "random model" in lines[0] and "random weights" in lines[0]
-    said = "\n".join(lines)
-    assert "(4, 3, 224, 224)" in said and "the validate split has 2 studies" in said and "lower --max_steps" in said
+    text = "\n".join(lines)
+    assert "(4, 3, 224, 224)" in text and "the validate split has 2 studies" in text and "lower --max_steps" in text
 
 
 def test_all_of_another_hospitals_studies_are_scored(trained, tmp_path, monkeypatch):
@@ -108,6 +108,6 @@ def test_features_of_random_weights_are_named_and_a_dry_run_writes_none(tmp_path
     path = table(tmp_path, ["train"] * 4)
     out = tmp_path / "features"
     extract.main(["--dataset", path, "--dry_run", "True", "--output_dir", str(out), "--image_size", "32"])
-    said = capsys.readouterr().out
-    assert "a tiny model with random weights" in said and "4 studies of t.csv would be written" in said
+    printed = capsys.readouterr().out
+    assert "a tiny model with random weights" in printed and "4 studies of t.csv would be written" in printed
     assert not list(out.rglob("*.safetensors"))

@@ -183,9 +183,9 @@ def test_a_plans_dry_run_at_the_published_size(plan: str, offline: Path, capsys:
     config["text_config"] = {key: value for key, value in words.items() if value is not None} | text
     config["vision_config"] |= vision
     layouts.write_json(Path("big/config.json"), config | others)
-    found = parameters_of_dry_run("finetune_chat", "--config", plan, "--model_name_or_path", "big")
+    parameters = parameters_of_dry_run("finetune_chat", "--config", plan, "--model_name_or_path", "big")
     shown = capsys.readouterr().out
-    assert found == count and "STOP" not in shown and "language" in shown
+    assert parameters == count and "STOP" not in shown and "language" in shown
 
 
 @pytest.mark.usefixtures("roomy")
@@ -235,7 +235,7 @@ def test_the_stages_follow_one_another(offline: Path) -> None:
     results = call("finetune_chat", "--config", "chat_stage3", "--model_name_or_path", "2", *few, "--output_dir", "3")
     assert results["test"].n == 2 and Path("2/adapter").is_dir() and Path("3/adapter").is_dir()
     weights = [load_file(folder / "model.safetensors") for folder in (start, Path("1"), Path("2"), Path("3"))]
-    assert all(weights[0].keys() == own.keys() for own in weights)
+    assert all(weights[0].keys() == state.keys() for state in weights)
     for number, changed in enumerate(({"connector"}, {"connector", "language"}, {"connector", "language"})):
         before, after = weights[number : number + 2]
         parts = set()

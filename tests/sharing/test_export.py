@@ -141,7 +141,7 @@ def test_encoders_as_onnx(name, saved, tmp_path, capsys, splits):
     paths = [splits.image_folder / study.frontal.path for study in splits.test[:3]]
     pixels = np.concatenate([_pixels(predictor, path) for path in paths])
     session = onnxruntime.InferenceSession(str(to / "image_encoder.onnx"), providers=["CPUExecutionProvider"])
-    found = session.run(None, {"pixel_values": pixels})[0]
+    exported = session.run(None, {"pixel_values": pixels})[0]
     if name == "medklip":
         wanted = np.array([list(predictor.findings(path).values()) for path in paths])
     else:
@@ -150,7 +150,7 @@ def test_encoders_as_onnx(name, saved, tmp_path, capsys, splits):
         tokens = {key: value.numpy() for key, value in predictor.collator.tokenize(texts).items()}
         text = onnxruntime.InferenceSession(str(to / "text_encoder.onnx"), providers=["CPUExecutionProvider"])
         assert np.abs(text.run(None, tokens)[0] - predictor.embed_texts(texts)).max() < 1e-4
-    assert np.abs(found - wanted).max() < 1e-4
+    assert np.abs(exported - wanted).max() < 1e-4
 
 
 def _pixels(predictor, path) -> np.ndarray:

@@ -26,6 +26,6 @@ if __name__ == "__main__":
     verification.why_unusable = count
     training = MedVLMArguments(output_dir=str(out / "run"), use_cpu=True, report_to="none")
     names = sorted(path.name for path in images.iterdir())
-    found = {"broken": check_once(training)(images, names), "processes": training.world_size}
-    (out / f"{training.process_index}.json").write_text(json.dumps(found))
+    record = {"broken": check_once(training)(images, names), "processes": training.world_size}
+    (out / f"{training.process_index}.json").write_text(json.dumps(record))
     leave_processes()

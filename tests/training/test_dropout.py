@@ -30,7 +30,7 @@ def test_the_mean_over_draws_is_the_same_whole_and_in_pieces(name, splits):
     family.model.train()
     studies = list(splits.train[:6])
     whole, pieces = [studies], [studies[:1], studies[1:]]  # of unequal size: a mean of means would show
-    found = []
+    drawn = []
     with torch.no_grad():
         for cut in (whole, pieces):
             batches = [family.collator(False)(part) for part in cut]
@@ -43,8 +43,8 @@ def test_the_mean_over_draws_is_the_same_whole_and_in_pieces(name, splits):
                 torch.manual_seed(draw)
                 losses.append(sum(family.objective(family.model, batch, totals).loss.item() for batch in batches))
             values = torch.tensor(losses, dtype=torch.float64)
-            found.append((values.mean().item(), values.std().item() / math.sqrt(DRAWS), values))
-    (mean, error, values), (mean_cut, error_cut, values_cut) = found
+            drawn.append((values.mean().item(), values.std().item() / math.sqrt(DRAWS), values))
+    (mean, error, values), (mean_cut, error_cut, values_cut) = drawn
     assert not torch.equal(values, values_cut), "dropout is at work"
     assert abs(mean - mean_cut) < 4 * math.hypot(error, error_cut)
     assert 4 * math.hypot(error, error_cut) < 0.1 * mean, "a wrong share of a piece would be seen"

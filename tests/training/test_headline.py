@@ -32,8 +32,8 @@ def study(number: int, text: str = "Normal.", **more) -> Study:
 def test_findings_f1_needs_a_text_that_names_a_finding():
     evaluation = TextEvaluation(COLLATOR, None, [])
     answers = [study(n, word) for n, word in enumerate(("Yes.", "The lungs.", "2"))]
-    found = evaluation.undefined("findings_f1_micro", answers)
-    assert found == "none of its 3 texts names a finding that is present"
+    reason = evaluation.undefined("findings_f1_micro", answers)
+    assert reason == "none of its 3 texts names a finding that is present"
     assert evaluation.undefined("findings_f1_micro", [*answers, study(3, "Left effusion.")]) is None
     assert evaluation.undefined("cider", answers) is None
 
@@ -101,9 +101,9 @@ def test_the_preflight_finds_it_and_another_score_takes_its_place(asked, splits)
     checks = Checks()
     answers = [replace(s, findings="Yes", impression="", report="") for s in splits.validate]
     check_headline(checks, asked, split(splits, answers))
-    ((state, what, found),) = checks.lines
-    assert (state, what) == (WARNING, "best by") and "names a finding that is present" in found
-    assert found.endswith("the best checkpoint is chosen by loss instead")
+    ((state, what, text),) = checks.lines
+    assert (state, what) == (WARNING, "best by") and "names a finding that is present" in text
+    assert text.endswith("the best checkpoint is chosen by loss instead")
     assert (asked.args.metric_for_best_model, asked.args.greater_is_better) == ("loss", False)
     check_headline(checks, asked, split(splits, answers))
     assert checks.lines[1] == (OK, "best by", "loss, the smaller the better")
@@ -139,14 +139,14 @@ def test_where_nothing_can_take_its_place_the_last_weights_are_kept(asked, monke
 
 def test_few_of_a_class_are_named_with_their_numbers():
     labels = [{"Edema": int(n < 2), "Fracture": 0, "Pneumonia": int(n % 2)} for n in range(20)]
-    studies = [study(n, labels=own) for n, own in enumerate(labels)]
+    studies = [study(n, labels=of_study) for n, of_study in enumerate(labels)]
     evaluation = RetrievalEvaluation(None, None)
     for validate, expected in ((studies, "Edema 2 with and 18 without"), (studies[2:4], "Pneumonia 1 with and 1 with")):
         checks = Checks()
         data = Splits({"train": [], "validate": validate, "test": []}, ".", "own.csv")
         check_classes(checks, SimpleNamespace(evaluation=evaluation), data)
-        ((state, what, found),) = checks.lines
-        assert (state, what) == (WARNING, "findings") and expected in found and "Fracture" not in found
+        ((state, what, text),) = checks.lines
+        assert (state, what) == (WARNING, "findings") and expected in text and "Fracture" not in text
     checks = Checks()
     data = Splits({"train": [], "validate": studies[:1], "test": []}, ".", "own.csv")
     check_classes(checks, SimpleNamespace(evaluation=evaluation), data)

@@ -60,8 +60,8 @@ def test_the_recipes_own_options_come_first_and_every_help_text_stands_alone(rec
     places = {match[1]: match.start() for match in re.finditer(r"^  --(\w+)", page, re.MULTILINE)}
     assert {name for group in groups.values() for name in group.__dataclass_fields__} <= places.keys()
     upstream = set(TrainingArguments.__dataclass_fields__)
-    own = {name for group in groups.values() for name in group.__dataclass_fields__} - upstream
-    assert max(places[name] for name in own) < min(places[name] for name in upstream)
+    ours = {name for group in groups.values() for name in group.__dataclass_fields__} - upstream
+    assert max(places[name] for name in ours) < min(places[name] for name in upstream)
     for group in groups.values():
         for name, field in own_fields(group).items():
             text = field.metadata.get("help", "")

@@ -142,9 +142,9 @@ LAUNCHES = {  # how it was started: the command lines above the process, its own
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_the_command_to_go_on_with_is_the_one_it_was_started_with(monkeypatch, name):
-    above, own, begins = LAUNCHES[name]
-    monkeypatch.setattr(sys, "orig_argv", own)
-    monkeypatch.setattr(sys, "argv", own[-len(ARGUMENTS) - 1 - ("--local_rank=0" in own) :])
+    above, typed, begins = LAUNCHES[name]
+    monkeypatch.setattr(sys, "orig_argv", typed)
+    monkeypatch.setattr(sys, "argv", typed[-len(ARGUMENTS) - 1 - ("--local_rank=0" in typed) :])
     parents = [SimpleNamespace(cmdline=lambda words=words: words) for words in above]
     monkeypatch.setattr("psutil.Process", lambda: SimpleNamespace(parents=lambda: parents))
     with interrupt.listening():

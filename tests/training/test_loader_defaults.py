@@ -49,8 +49,8 @@ def test_workers_that_live_on_see_the_next_epoch(splits):
 
 @pytest.mark.parametrize("family", ["blip", "dual_encoder"])
 def test_a_dry_run_says_who_waits(splits, tmp_path, family):
-    found, _ = checks_of(splits, tmp_path, family=family, dry_run=True, per_device_train_batch_size=4)
-    ((state, text),) = found["loader"]
+    checks, _ = checks_of(splits, tmp_path, family=family, dry_run=True, per_device_train_batch_size=4)
+    ((state, text),) = checks["loader"]
     assert state == OK and "studies/s from 0 worker(s)" in text and "on cpu" in text and "will wait" in text
     assert "loader" not in checks_of(splits, tmp_path, family=family)[0]
 

@@ -24,12 +24,12 @@ def together(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> tuple[lis
     (images / "3.png").write_bytes(b"")
     script = Path(__file__).parent / "machine_script.py"
     launch.together(script, images, folder / "log", folder)
-    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
-    return found, sorted((folder / "log").read_text().splitlines())
+    records = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return records, sorted((folder / "log").read_text().splitlines())
 
 
 def test_the_first_process_of_a_machine_checks_and_both_know(together: tuple[list[dict], list[str]]) -> None:
-    found, decoded = together
-    assert [each["processes"] for each in found] == [2, 2]
-    assert found[0]["broken"] == found[1]["broken"] == {"3.png": "the file is empty (zero bytes)"}
+    records, decoded = together
+    assert [each["processes"] for each in records] == [2, 2]
+    assert records[0]["broken"] == records[1]["broken"] == {"3.png": "the file is empty (zero bytes)"}
     assert decoded == [f"0 {number}.png" for number in range(5)]

@@ -37,18 +37,18 @@ def test_each_sample_comes_once_an_epoch_and_neighbours_come_together(count: int
 def test_shards_train_as_files_do_and_go_on_to_the_bit(splits: Splits, tmp_path: Path) -> None:
     family = build("dual_encoder", splits)
     patterns = as_shards(splits, tmp_path / "shards")
-    found = {"files": splits, **{kind: load_splits(pattern) for kind, pattern in patterns.items()}}
+    sources = {"files": splits, **{kind: load_splits(pattern) for kind, pattern in patterns.items()}}
 
     def trainer_on(kind: str, **options):
-        trainer = make_trainer(copy.deepcopy(family), found[kind], tmp_path / kind, **(OPTIONS | options))
+        trainer = make_trainer(copy.deepcopy(family), sources[kind], tmp_path / kind, **(OPTIONS | options))
         trainer.data_collator = copy.deepcopy(family.collator(True))  # with augmentation, from seeds by study and epoch
-        trainer.data_collator.image_folder = found[kind].image_folder
+        trainer.data_collator.image_folder = sources[kind].image_folder
         return trainer
 
     files, tar = trainer_on("files"), trainer_on("tar", save_strategy="steps", save_steps=3)
     for trainer in (files, tar, parquet := trainer_on("parquet", dataloader_num_workers=1)):
         trainer.train()
-    assert len(logged_losses(files)) == 4 and len(found["tar"].test) == 3
+    assert len(logged_losses(files)) == 4 and len(sources["tar"].test) == 3
     assert logged_losses(files) == logged_losses(tar) == logged_losses(parquet)
     after = trainer_on("parquet")
     after.train(resume_from_checkpoint=str(tmp_path / "tar" / "checkpoint-3"))
@@ -59,8 +59,8 @@ def test_shards_train_as_files_do_and_go_on_to_the_bit(splits: Splits, tmp_path:
 
 def test_shards_are_mixed_within_a_buffer_and_files_altogether(splits: Splits, tmp_path: Path) -> None:
     family = build("dual_encoder", splits)
-    found = load_splits(as_shards(splits, tmp_path / "shards")["tar"])
-    for source, buffer, wanted in ((splits, None, None), (found, None, 1000), (splits, 5, 5)):
+    shards = load_splits(as_shards(splits, tmp_path / "shards")["tar"])
+    for source, buffer, wanted in ((splits, None, None), (shards, None, 1000), (splits, 5, 5)):
         trainer = make_trainer(copy.copy(family), source, tmp_path / "run", shuffle_buffer=buffer)
         sampler = trainer._get_train_sampler()
         assert getattr(sampler, "buffer", None) == wanted

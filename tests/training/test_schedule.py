@@ -36,14 +36,14 @@ def test_the_two_phases():
     ]
     optimizer = torch.optim.AdamW(groups)
     schedule = staged_schedule(optimizer, frozen_steps=3, frozen_rate=1e-2, warmup_steps=1, total_steps=10)
-    found = []
+    rates = []
     for _ in range(10):
-        found.append([group["lr"] for group in optimizer.param_groups])
+        rates.append([group["lr"] for group in optimizer.param_groups])
         optimizer.step()
         schedule.step()
-    assert found[:3] == [[0.0, pytest.approx(1e-2)]] * 3
-    assert found[3] == pytest.approx([5e-4, 5e-4]) and found[4] == pytest.approx([1e-3, 1e-3])
-    assert found[5][0] == found[5][1] and found[9][0] < found[6][0] < found[5][0] < 1e-3
+    assert rates[:3] == [[0.0, pytest.approx(1e-2)]] * 3
+    assert rates[3] == pytest.approx([5e-4, 5e-4]) and rates[4] == pytest.approx([1e-3, 1e-3])
+    assert rates[5][0] == rates[5][1] and rates[9][0] < rates[6][0] < rates[5][0] < 1e-3
 
 
 def test_the_backbone_stays_to_the_bit_while_it_is_frozen(splits, tmp_path):

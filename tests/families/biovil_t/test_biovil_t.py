@@ -278,8 +278,8 @@ def test_batch_norms_keep_their_statistics_and_frozen_parts_their_weights(batch,
 def test_a_fresh_network_does_not_see_the_grey_level(family, batch):
     model, pixels = family.model.eval(), batch["pixel_values"]
     with torch.no_grad():
-        wanted, found = (model.get_image_features(x).img_embedding for x in (pixels, 0.4 * pixels + 0.3))
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4)
+        wanted, brighter = (model.get_image_features(x).img_embedding for x in (pixels, 0.4 * pixels + 0.3))
+    torch.testing.assert_close(brighter, wanted, rtol=1e-3, atol=1e-4)
 
 
 def test_the_last_stage_of_a_fresh_network_tells_a_place_nothing_of_the_others(family):
@@ -290,11 +290,11 @@ def test_the_last_stage_of_a_fresh_network_tells_a_place_nothing_of_the_others(f
     other = grid.clone()
     other[..., 20:, 20:] += 5
     with torch.no_grad():
-        found, wanted = family.model.projector[:3].eval(), stage(grid)
+        stages, wanted = family.model.projector[:3].eval(), stage(grid)
         changed = stage(other)
         assert torch.equal(changed[..., :4, :4], wanted[..., :4, :4]) and not torch.equal(changed, wanted)
-        rows = torch.randn(1, found[0].in_channels, 6, 6)
-        assert torch.equal(found(rows)[..., :3], found(rows[..., :3]))
+        rows = torch.randn(1, stages[0].in_channels, 6, 6)
+        assert torch.equal(stages(rows)[..., :3], stages(rows[..., :3]))
 
 
 def test_evidence_is_taught_to_patches_and_leaves_the_texts_alone(family, batch):

@@ -35,8 +35,8 @@ def studies(splits):
 def outputs_of(family, studies):
     batch = family.evaluation.collate(studies_as_rows(studies))
     with torch.no_grad():
-        found = family.evaluation.predict(family.model.eval(), batch)
-    return {name: list(value.numpy()) for name, value in found.items()}
+        outputs = family.evaluation.predict(family.model.eval(), batch)
+    return {name: list(value.numpy()) for name, value in outputs.items()}
 
 
 def studies_as_rows(studies):

@@ -30,8 +30,8 @@ def contents(folder):
 
 
 def test_features_are_those_of_the_model_study_by_study(family, splits, whole):
-    found = dict(read_features(whole))
-    assert list(found) == [study.study_id for study in splits.train[:21]]
+    by_study = dict(read_features(whole))
+    assert list(by_study) == [study.study_id for study in splits.train[:21]]
     for study in (splits.train[0], splits.train[20]):
         batch = family.collator(False)([study])
         with torch.no_grad():
@@ -39,7 +39,7 @@ def test_features_are_those_of_the_model_study_by_study(family, splits, whole):
                 batch["pixel_values"], batch["previous_pixel_values"], batch["has_previous"]
             )
             text = family.model.get_text_features(batch["input_ids"], batch["attention_mask"])
-        ours = found[study.study_id]
+        ours = by_study[study.study_id]
         for name in ("img_embedding", "projected_global_embedding", "projected_patch_embeddings"):
             torch.testing.assert_close(ours[name], features[name][0], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours["text_embedding"], text[0], rtol=1e-4, atol=1e-5)

@@ -29,8 +29,8 @@ def test_maps_equal_the_reference(golden):
     torch.testing.assert_close(smooth, wanted["similarity_smoothed_sigma1.5"], atol=1e-6, rtol=0)
     checked = 0
     for name, value in wanted.items():
-        if found := re.fullmatch(r"heatmap_w(\d+)_h(\d+)_(\w+)_resize(\w+)_crop(\w+)", name):
-            width, height, mode, resize, crop = found.groups()
+        if match := re.fullmatch(r"heatmap_w(\d+)_h(\d+)_(\w+)_resize(\w+)_crop(\w+)", name):
+            width, height, mode, resize, crop = match.groups()
             sizes = [None if size == "None" else int(size) for size in (resize, crop)]
             ours = torch.from_numpy(to_image_size(smooth, int(width), int(height), *sizes, interpolation=mode))
             torch.testing.assert_close(ours, value, atol=1e-6, rtol=0, equal_nan=True)
@@ -47,9 +47,9 @@ def test_pixels_equal_the_reference(golden):
         for crop in (448, 480):
             wanted = tensors.get(f"{name}.resize512_crop{crop}_u8")
             if wanted is not None:
-                found = BioViLTImageProcessor(crop_size=crop)(pixels, return_tensors="pt").pixel_values
-                assert found.shape == (1, 3, crop, crop)
-                assert torch.equal((found[0] * 255).round(), wanted.float().expand(3, -1, -1))
+                prepared = BioViLTImageProcessor(crop_size=crop)(pixels, return_tensors="pt").pixel_values
+                assert prepared.shape == (1, 3, crop, crop)
+                assert torch.equal((prepared[0] * 255).round(), wanted.float().expand(3, -1, -1))
 
 
 def test_an_odd_margin_is_halved_as_torchvision_does():
@@ -57,15 +57,15 @@ def test_an_odd_margin_is_halved_as_torchvision_does():
     for width, left in ((7, 2), (5, 0)):
         pixels = np.zeros((4, width))
         pixels[:, left] = 1
-        found = BioViLTImageProcessor(resize_size=4, crop_size=4)(pixels, return_tensors="np").pixel_values
-        assert found[0, 0, 0].tolist() == [1, 0, 0, 0]
+        prepared = BioViLTImageProcessor(resize_size=4, crop_size=4)(pixels, return_tensors="np").pixel_values
+        assert prepared[0, 0, 0].tolist() == [1, 0, 0, 0]
 
 
 def test_constant_images_and_several_at_once():
     images = [Image.new("L", (9, 12), 77), Image.new("RGB", (12, 9), (1, 2, 3)), np.full((8, 8), -4.0)]
-    found = BioViLTImageProcessor(8, 6)(images, return_tensors="pt").pixel_values
-    assert found.shape == (3, 3, 6, 6)
-    assert found[0].abs().max() == 0 and found[2].abs().max() == 0
+    prepared = BioViLTImageProcessor(8, 6)(images, return_tensors="pt").pixel_values
+    assert prepared.shape == (3, 3, 6, 6)
+    assert prepared[0].abs().max() == 0 and prepared[2].abs().max() == 0
 
 
 def test_sizes_that_cannot_be():
@@ -80,8 +80,8 @@ def test_dicom_chests_go_through(shared):
     if not folder.is_dir():
         pytest.skip("no DICOM files")
     names = ("nih_chest_dx_implicit_le.dcm", "rg1_chest_pa_j2k_lossy.dcm")
-    found = BioViLTImageProcessor()(
+    prepared = BioViLTImageProcessor()(
         [open_radiograph(folder / name) for name in names], return_tensors="pt"
     ).pixel_values
-    assert found.shape == (2, 3, 448, 448)
-    assert found.amin() >= 0 and 0.9 < found.amax() <= 1
+    assert prepared.shape == (2, 3, 448, 448)
+    assert prepared.amin() >= 0 and 0.9 < prepared.amax() <= 1

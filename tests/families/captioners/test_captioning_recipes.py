@@ -117,8 +117,8 @@ def test_a_checkpoint_fine_tuned_at_another_size_opens_in_plain_transformers(nam
         model.resize_images(64)
         model.save_pretrained(tmp_path)
         plain = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
-        found = [m(pixel_values=pixels, input_ids=ids).logits for m in (model, plain)]
-        for logits in found:
+        both = [m(pixel_values=pixels, input_ids=ids).logits for m in (model, plain)]
+        for logits in both:
             torch.testing.assert_close(logits, wanted, rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="no multiple of the model's patches"):
         model.resize_images(70)

@@ -168,8 +168,8 @@ def test_adapters_train_on_quantised_weights_and_merge_with_those(bits, parts, t
 
 def test_answers_are_compared_without_case_and_articles():
     assert normalise_answer("The LEFT lung.") == "left lung"
-    found = answer_accuracy(["Yes.", "no", "left"], ["yes", "yes", "the left"], ["CLOSED", "CLOSED", "OPEN"])
-    assert found == {"closed_accuracy": 0.5, "open_accuracy": 1.0}
+    accuracy = answer_accuracy(["Yes.", "no", "left"], ["yes", "yes", "the left"], ["CLOSED", "CLOSED", "OPEN"])
+    assert accuracy == {"closed_accuracy": 0.5, "open_accuracy": 1.0}
     assert math.isnan(answer_accuracy(["a"], ["a"], ["CLOSED"])["open_accuracy"])
 
 

@@ -53,9 +53,9 @@ def test_a_process_with_text_alone_keeps_step_under_zero3(data: Path, root: Path
         return [entry["loss"] for entry in history if "loss" in entry]
 
     assert len(losses("alone")) == 2 and losses("together") == pytest.approx(losses("alone"), rel=1e-3)
-    found = json.loads((tmp_path / "together" / "test_results.json").read_text())
-    assert found["n"] == alone["test"].n == 4
-    assert found["metrics"]["loss"] == pytest.approx(alone["test"].metrics["loss"], rel=1e-3)
+    results = json.loads((tmp_path / "together" / "test_results.json").read_text())
+    assert results["n"] == alone["test"].n == 4
+    assert results["metrics"]["loss"] == pytest.approx(alone["test"].metrics["loss"], rel=1e-3)
     rows = (tmp_path / "together" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(row)["study_id"] for row in rows] == [f"s{n}" for n in range(6, 10)]
     assert type(AutoModelForImageTextToText.from_pretrained(tmp_path / "together")).__name__.startswith("Qwen2_5_VL")

@@ -62,8 +62,8 @@ def test_image_features_are_merged_as_llava_does(side):
     )
     model = LlavaReporter(config).eval()
     model.get_input_embeddings().weight.data = golden["embed_tokens"]
-    found = SimpleNamespace(pooler_output=list(golden["image_features"]))
-    model.model.get_image_features = lambda *_, **__: found
+    features = SimpleNamespace(pooler_output=list(golden["image_features"]))
+    model.model.get_image_features = lambda *_, **__: features
     samples, limit = [], golden[f"{side}.merged_embeds"].shape[1]
     for row in range(len(golden["input_ids"])):
         ids, labels = [], []
@@ -87,8 +87,8 @@ def test_image_features_are_merged_as_llava_does(side):
 def test_pixels_are_those_of_llavas_preprocessing(mode, shape, tokenizer):
     golden = load_file(GOLDEN / "image.safetensors")
     processor = make_processor(tokenizer, 56, 14, image_aspect_ratio=mode).image_processor
-    found = processor(Image.fromarray(golden[f"{shape}.input"].numpy()), return_tensors="pt").pixel_values[0]
-    torch.testing.assert_close(found, golden[f"{shape}.{mode}.pixel_values"], rtol=0, atol=1e-6)
+    pixels = processor(Image.fromarray(golden[f"{shape}.input"].numpy()), return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(pixels, golden[f"{shape}.{mode}.pixel_values"], rtol=0, atol=1e-6)
 
 
 def test_a_batch_without_images_still_reaches_the_projector_in_training(model):
@@ -162,13 +162,13 @@ def test_generation_continues_left_padded_prompts_of_any_kind(model, tokenizer):
     batch = pad(prompts, tokenizer.pad_token_id, left=True)
     del batch["labels"]
     options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": 2, "pad_token_id": 0}
-    found = model.generate(**batch, pixel_values=images(3), **options)[:, batch["input_ids"].shape[1] :]
+    written = model.generate(**batch, pixel_values=images(3), **options)[:, batch["input_ids"].shape[1] :]
     places = [slice(0, 2), slice(0, 0), slice(2, 3)]
     for row, (prompt, place) in enumerate(zip(prompts, places, strict=True)):
         alone = {"input_ids": torch.tensor([prompt["input_ids"]]), "pixel_values": images(3)[place]}
         alone["attention_mask"] = torch.ones_like(alone["input_ids"])
         wanted = model.generate(**alone, **options)[0, len(prompt["input_ids"]) :]
-        assert torch.equal(found[row, : len(wanted)], wanted)
+        assert torch.equal(written[row, : len(wanted)], wanted)
 
 
 def test_the_tiny_tokenizer_is_llama_like(tokenizer):
@@ -188,5 +188,5 @@ def test_the_processor_survives_saving(tokenizer, tmp_path):
     loaded = AutoProcessor.from_pretrained(tmp_path)
     picture = Image.fromarray(np.arange(200, dtype=np.uint8).reshape(10, 20))
     wanted = processor.image_processor(picture.convert("RGB"), return_tensors="pt").pixel_values
-    found = loaded.image_processor(picture.convert("RGB"), return_tensors="pt").pixel_values
-    assert torch.equal(found, wanted) and loaded.image_token_id == processor.image_token_id
+    pixels = loaded.image_processor(picture.convert("RGB"), return_tensors="pt").pixel_values
+    assert torch.equal(pixels, wanted) and loaded.image_token_id == processor.image_token_id

@@ -154,8 +154,8 @@ def test_llava_rad_names_its_tower_and_takes_it_once_it_is_a_vit(tmp_path):
     with torch.no_grad():
         states = published.eval().vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
         expected = model.model.multi_modal_projector(states[:, 1:])[0]
-        found = model.model.get_image_features(pixels, return_dict=True).pooler_output[0]
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        features = model.model.get_image_features(pixels, return_dict=True).pooler_output[0]
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("change", [{"mm_projector_type": "TAC"}, {"model_type": "libra_llama"}])

@@ -101,9 +101,9 @@ def test_logits_and_loss_are_those_of_the_reference(golden_fill, tmp_path):
         rows.append((ids, labels))
         image = expected["pixel_values"][row : row + 1]
         with torch.no_grad():
-            found = model(input_ids=torch.tensor([ids]), pixel_values=image, labels=torch.tensor([labels]))
-        torch.testing.assert_close(found.logits[0], expected[f"logits_{name}"], rtol=0, atol=5e-5)
-        assert found.loss.item() == pytest.approx(recorded["per_sample_loss"][row], abs=1e-5)
+            output = model(input_ids=torch.tensor([ids]), pixel_values=image, labels=torch.tensor([labels]))
+        torch.testing.assert_close(output.logits[0], expected[f"logits_{name}"], rtol=0, atol=5e-5)
+        assert output.loss.item() == pytest.approx(recorded["per_sample_loss"][row], abs=1e-5)
     width = max(len(ids) for ids, _ in rows)
     with torch.no_grad():
         batch = model(
@@ -132,8 +132,8 @@ def test_there_and_back_with_the_tower_inside_or_beside(suffix, tmp_path):
     write(tmp_path / "nowhere", rest, ORIGINAL | {"mm_vision_tower": "elsewhere"}, suffix=suffix)
     with pytest.raises(ValueError, match="--vision_tower"):
         LlavaReporter.from_published(tmp_path / "nowhere")
-    found = LlavaReporter.from_published(tmp_path / "nowhere", vision_tower=tmp_path / "clip")
-    torch.testing.assert_close(logits(found), logits(model), rtol=0, atol=0)
+    loaded = LlavaReporter.from_published(tmp_path / "nowhere", vision_tower=tmp_path / "clip")
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
 
 
 def test_a_llava_hf_folder_with_names_of_transformers_4(tmp_path):
@@ -153,10 +153,10 @@ def test_a_llava_hf_folder_with_names_of_transformers_4(tmp_path):
     )
     folder = write(tmp_path, old, config.to_dict() | {"image_token_index": 50}, 1, "safetensors")
     (folder / "model-00001-of-00001.safetensors").rename(folder / "model.safetensors")
-    found = LlavaReporter.from_published(folder)
-    assert type(found.config) is LlavaConfig
-    torch.testing.assert_close(logits(found), logits(model), rtol=0, atol=0)
-    found.save_pretrained(tmp_path / "ours")
+    loaded = LlavaReporter.from_published(folder)
+    assert type(loaded.config) is LlavaConfig
+    torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=0)
+    loaded.save_pretrained(tmp_path / "ours")
     saved = set(load_file(tmp_path / "ours" / "model.safetensors"))
     plain, info = LlavaForConditionalGeneration.from_pretrained(tmp_path / "ours", output_loading_info=True)
     assert not any(info.values()) and "language_model.lm_head.weight" in saved

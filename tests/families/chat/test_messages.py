@@ -110,10 +110,10 @@ def test_ids_are_the_processors_own_and_the_answers_alone_are_supervised(name: s
     blocks = [block for message in messages for block in message["content"] if block["type"] == "image"]
     for block, image in zip(blocks, images, strict=True):
         block["image"] = image
-    own = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
-    added = batch["input_ids"].shape[1] - own["input_ids"].shape[1]
+    theirs = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+    added = batch["input_ids"].shape[1] - theirs["input_ids"].shape[1]
     assert added == (1 if name in ("llava", "deepseek_vl") else 0)
-    assert torch.equal(batch["input_ids"][:, : own["input_ids"].shape[1]], own["input_ids"])
+    assert torch.equal(batch["input_ids"][:, : theirs["input_ids"].shape[1]], theirs["input_ids"])
     supervised = runs(batch["labels"][0])
     assert [processor.tokenizer.decode(run, skip_special_tokens=True).strip() for run in supervised] == list(ANSWERS)
     stops = stop_ids(processor)

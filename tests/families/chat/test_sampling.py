@@ -35,23 +35,23 @@ def lengths(count: int, texts: int) -> list[int]:
 
 @pytest.mark.parametrize("texts", [0, 37, 200])
 def test_every_sample_once_and_one_modality_a_mega_batch(texts):
-    found = lengths(200, texts)
-    order = group_by_modality_and_length(found, 4, 2, torch.Generator().manual_seed(1))
+    counts = lengths(200, texts)
+    order = group_by_modality_and_length(counts, 4, 2, torch.Generator().manual_seed(1))
     assert sorted(order) == list(range(200))
     whole = [order[start : start + 8] for start in range(0, len(order), 8)]
-    mixed = [batch for batch in whole if len({found[index] > 0 for index in batch}) > 1]
+    mixed = [batch for batch in whole if len({counts[index] > 0 for index in batch}) > 1]
     assert len(mixed) <= 2  # the tails of both modalities, joined at the end
 
 
 def test_the_processes_get_even_work():
     """What LLaVA's dealing is for: no process waits for the one that drew the long samples."""
-    found = lengths(384, 0)
+    counts = lengths(384, 0)
 
     def unevenness(order: list[int]) -> float:
-        totals = torch.tensor([found[index] for index in order]).view(-1, 8, 4).sum(2).float()  # (step, process)
+        totals = torch.tensor([counts[index] for index in order]).view(-1, 8, 4).sum(2).float()  # (step, process)
         return (totals.amax(1) / totals.mean(1)).mean().item() - 1
 
-    grouped = group_by_length(found, 4, 8, torch.Generator().manual_seed(0))
+    grouped = group_by_length(counts, 4, 8, torch.Generator().manual_seed(0))
     assert unevenness(grouped) < 0.3 * unevenness(list(range(384)))
 
 

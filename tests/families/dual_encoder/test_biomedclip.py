@@ -119,5 +119,5 @@ def test_preprocessing_is_open_clips_to_the_pixel(name):
     raw = processor(image, do_rescale=False, do_normalize=False, return_tensors="pt").pixel_values[0]
     assert torch.equal(raw.to(torch.uint8), arrays[f"{name}.crop_u8"])
     pixels = processor(image, return_tensors="pt").pixel_values
-    found = torch.stack([pixels.mean(), pixels.std(), pixels.min(), pixels.max()])
-    torch.testing.assert_close(found, arrays[f"{name}.pixel_values_mean_std_min_max"], atol=1e-5, rtol=1e-5)
+    summary = torch.stack([pixels.mean(), pixels.std(), pixels.min(), pixels.max()])
+    torch.testing.assert_close(summary, arrays[f"{name}.pixel_values_mean_std_min_max"], atol=1e-5, rtol=1e-5)

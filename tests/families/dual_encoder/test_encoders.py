@@ -170,8 +170,8 @@ def test_a_vision_tower_as_published(name, tmp_path, splits, tokenizer):
     write_text(text, "bert", tokenizer)
     model, processor = load(f"{vision},{text}", splits, projection_size=16)
 
-    own = load_tower(vision, "vision").state_dict()
-    assert all(torch.equal(value, stock.state_dict()[key]) for key, value in own.items())
+    loaded = load_tower(vision, "vision").state_dict()
+    assert all(torch.equal(value, stock.state_dict()[key]) for key, value in loaded.items())
     pictures = [picture(splits, 0), picture(splits, 1)]
     ours = processor.image_processor(pictures, return_tensors="pt")
     if name == "dinov3":  # transformers reads its pixels with torchvision alone: the folder's numbers on Pillow

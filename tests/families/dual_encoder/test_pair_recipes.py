@@ -28,11 +28,11 @@ def recipe(name: str):
 @pytest.mark.slow
 def test_a_bottleneck_is_trained_on_the_dual_encoder_that_was_trained_before(cache, tmp_path):
     first, second = tmp_path / "encoder", tmp_path / "bottleneck"
-    found = recipe("train_dual_encoder").main([*QUICK.split(), "--probe_studies", "30", "--output_dir", str(first)])
-    assert found["test"].metrics["gallery_size"] == found["test"].n
+    scores = recipe("train_dual_encoder").main([*QUICK.split(), "--probe_studies", "30", "--output_dir", str(first)])
+    assert scores["test"].metrics["gallery_size"] == scores["test"].n
     quick = QUICK.replace("--image_size 32", f"--model_name_or_path {first} --contrastive_batch_size 16").split()
-    found = recipe("train_patch_ib").main([*quick, "--variant", "E", "--output_dir", str(second)])
-    assert found["test"].metrics["patches_used"] == 0.5
+    scores = recipe("train_patch_ib").main([*quick, "--variant", "E", "--output_dir", str(second)])
+    assert scores["test"].metrics["patches_used"] == 0.5
     for folder, model_class in ((first, DualEncoderModel), (second, PatchIBModel)):
         assert type(model_class.from_pretrained(folder)) is model_class
         results = json.loads((folder / "test_results.json").read_text())

@@ -72,8 +72,8 @@ def test_training_never_mirrors_the_image(tmp_path):
 
 
 def test_triplets_of_the_study_itself_win_over_its_report(study):
-    own = replace(study, triplets=(("mass", "pulmonary", "present"),))
-    assert study_triplets(own) == [("mass", "pulmonary", "present")]
+    with_triplets = replace(study, triplets=(("mass", "pulmonary", "present"),))
+    assert study_triplets(with_triplets) == [("mass", "pulmonary", "present")]
     with pytest.raises(ValueError, match=f"{study.study_id}.* no triplet"):
         replace(study, triplets=(("mass", "present"),))
 

@@ -84,8 +84,8 @@ def test_golden_outputs_and_losses(golden, published):
     torch.testing.assert_close(output.logits, expected["logits"], rtol=0, atol=2e-5)
     torch.testing.assert_close(output.logits.softmax(-1)[..., 1], expected["prob_exist"], rtol=0, atol=2e-5)
     torch.testing.assert_close(output.location_maps, expected["attention_mean_4_layers"], rtol=0, atol=2e-6)
-    for found, name in ((output, "losses_total_ce_cl"), (without, "losses_exclude_class")):
-        terms = torch.stack([found.loss, found.loss_terms["existence"], found.loss_terms["position"]])
+    for result, name in ((output, "losses_total_ce_cl"), (without, "losses_exclude_class")):
+        terms = torch.stack([result.loss, result.loss_terms["existence"], result.loss_terms["position"]])
         torch.testing.assert_close(terms, expected[name], rtol=1e-5, atol=0)
     torch.testing.assert_close(no_positions.loss, expected["losses_no_cl"][0], rtol=1e-5, atol=0)
     back = to_published(model)
@@ -155,14 +155,14 @@ def test_new_entities_are_queried_without_changing_the_model(batch):
 def test_grad_cam_is_its_formula_and_leaves_no_gradient(batch):
     model = tiny(patch_positions=False).eval()
     with torch.no_grad():
-        found = model.saliency(batch["pixel_values"], [2, 0])
-    assert found.shape == (4, 2, 4, 4) and all(p.grad is None for p in model.parameters())
+        maps = model.saliency(batch["pixel_values"], [2, 0])
+    assert maps.shape == (4, 2, 4, 4) and all(p.grad is None for p in model.parameters())
     hidden = model.backbone(batch["pixel_values"][1:2]).last_hidden_state.detach().requires_grad_()
     logits = model.classifier(model.query(model.patch_projection(hidden.flatten(2).mT))[0])
     (logits[0, 2, 1] - logits[0, 2, 0]).backward()
     weights = hidden.grad[0].mean((1, 2))
     expected = sum(weight * channel for weight, channel in zip(weights, hidden[0].detach(), strict=True)).clamp(min=0)
-    torch.testing.assert_close(found[1, 0], expected, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(maps[1, 0], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_patches_know_where_they_are_only_when_asked(batch):
@@ -185,7 +185,7 @@ def test_losses_are_their_formulas_written_out(existence, temperature, batch):
     with torch.no_grad():
         output = model(**batch)
         features = model.query(model.get_image_features(batch["pixel_values"]))[0]
-        said, meant = model.position_projection(features), model.semantic_projection(features)
+        placed, meant = model.position_projection(features), model.semantic_projection(features)
     losses = {"existence": [], "position": [], "semantic": []}
     for b, row in enumerate(batch["labels"].tolist()):
         for e, state in enumerate(row):
@@ -195,13 +195,13 @@ def test_losses_are_their_formulas_written_out(existence, temperature, batch):
                     right, wrong = (present, absent) if state else (absent, present)
                     losses["existence"].append((math.log1p(math.exp(-right)) + math.log1p(math.exp(wrong))) / 2)
                 else:
-                    own = present if state else absent
-                    losses["existence"].append(math.log(math.exp(absent) + math.exp(present)) - own)
+                    chosen = present if state else absent
+                    losses["existence"].append(math.log(math.exp(absent) + math.exp(present)) - chosen)
             if state == 1:
                 places = model.position_embeddings[batch["position_index"][b, e]]
-                dots = places @ said[b, e]
+                dots = places @ placed[b, e]
                 if temperature:
-                    dots = dots / places.norm(dim=-1) / said[b, e].norm() / temperature
+                    dots = dots / places.norm(dim=-1) / placed[b, e].norm() / temperature
                 losses["position"].append(float(dots.logsumexp(0) - dots[0]))
                 text = model.entity_embeddings[e]
                 losses["semantic"].append(1 - float(text @ meant[b, e] / text.norm() / meant[b, e].norm()))
@@ -294,8 +294,8 @@ def test_a_bert_embeds_by_its_class_token_cut_at_max_length(tmp_path):
     model = BertModel(BertConfig(vocab_size=len(tokenizer), max_position_embeddings=64, **sizes)).eval()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    found = bert_embeddings(texts, str(tmp_path), max_length=8, batch=2)
-    for text, row in zip(texts, found, strict=True):
+    embedded = bert_embeddings(texts, str(tmp_path), max_length=8, batch=2)
+    for text, row in zip(texts, embedded, strict=True):
         tokens = tokenizer(text, truncation=True, max_length=8, return_tensors="pt")
         torch.testing.assert_close(row, model(**tokens).last_hidden_state[0, 0], rtol=1e-4, atol=1e-5)
     assert torch.equal(text_embeddings(texts, str(tmp_path)), bert_embeddings(texts, str(tmp_path)))

@@ -74,10 +74,10 @@ def test_maps_are_held_against_the_boxes_of_their_entity(evaluation):
     assert boxed_entities(study, NAMES) == {"effusion": [(4.0, 4.0, 4.0, 4.0)]}
     maps = np.zeros((1, 2, 2, 2))
     maps[0, 0, 1, 1] = 1.0  # below at the right, where the box is
-    found = evaluation.score(outputs([[0.9, 0.1]], [[1, 0]], maps), [study])
-    assert found.metrics["pointing_game"] == found.metrics["dice"] == found.metrics["mask_recall"] == 1
-    assert found.baselines["uniform_map"]["pointing_game"] == 0.25
-    assert found.predictions[0]["maps"] == {"effusion": [[0.0, 0.0], [0.0, 1.0]]}
+    scores = evaluation.score(outputs([[0.9, 0.1]], [[1, 0]], maps), [study])
+    assert scores.metrics["pointing_game"] == scores.metrics["dice"] == scores.metrics["mask_recall"] == 1
+    assert scores.baselines["uniform_map"]["pointing_game"] == 0.25
+    assert scores.predictions[0]["maps"] == {"effusion": [[0.0, 0.0], [0.0, 1.0]]}
     missed = evaluation.score(outputs([[0.9, 0.1]], [[1, 0]], maps[..., ::-1, :]), [study])
     assert missed.metrics["pointing_game"] == missed.metrics["dice"] == 0
 
@@ -116,8 +116,8 @@ def test_entities_are_those_that_the_reports_show(splits):
 def test_descriptions_of_the_user_are_read_and_checked(tmp_path):
     model, path = MedKlipModel.tiny(), tmp_path / "descriptions.json"
     path.write_text('{"effusion": "water", "edema": "water"}')
-    own = embed(NAMES, model, MedKlipArguments(descriptions=str(path)))
-    assert torch.equal(own[0], own[1])
+    described = embed(NAMES, model, MedKlipArguments(descriptions=str(path)))
+    assert torch.equal(described[0], described[1])
     with pytest.raises(ValueError, match="mass is not described"):
         embed(["mass"], model, MedKlipArguments(descriptions=str(path)))
     with pytest.raises(ValueError, match="report and radgraph"):
@@ -130,18 +130,18 @@ def test_what_people_read_says_pneumonia_and_load_uses_the_runs_thresholds(split
     options = MedKlipArguments(entities="pneumonia,effusion", image_size=32)
     model, processor = load_medklip(options, splits)
     assert list(model.config.entities) == ["eumonia", "effusion"]
-    found = MedKlipEvaluation(FindingsCollator(processor, splits.image_folder, model.config.entities))
+    fresh = MedKlipEvaluation(FindingsCollator(processor, splits.image_folder, model.config.entities))
     labels = [[1, 0], [1, 0], [0, 1], [0, -1]]
     chosen = np.array([[0.30, 0.1], [0.28, 0.1], [0.10, 0.2], [0.10, 0.9]])
     boxes = (StudyBox(0, "pneumonia", (0.0, 0.0, 4.0, 4.0)),)
-    scores = found.score(outputs(chosen, labels), studies("validate", boxes=boxes))
+    scores = fresh.score(outputs(chosen, labels), studies("validate", boxes=boxes))
     assert scores.metrics["auc/pneumonia"] == 1 and scores.metrics["grounding_n"] == 4
     assert "eumonia" not in str((scores.metrics, scores.predictions, scores.figures)).replace("pneumonia", "")
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    found.write_settings(tmp_path)
+    fresh.write_settings(tmp_path)
     loaded = load_predictor(tmp_path, json.loads((tmp_path / "inference.json").read_text()), torch.float32)
-    assert loaded.thresholds == dict(zip(("pneumonia", "effusion"), found.thresholds.tolist(), strict=True))
+    assert loaded.thresholds == dict(zip(("pneumonia", "effusion"), fresh.thresholds.tolist(), strict=True))
     told = loaded.tell({"probability": chosen[0]})
     assert set(told["probabilities"]) == {"pneumonia", "effusion"}
     assert model.config.id2label == {0: "absent", 1: "present"}

@@ -138,11 +138,11 @@ def test_what_retrieval_uses_does_not_depend_on_the_report(variant, batch):
 
 def test_the_share_kept_is_annealed_in_training_alone():
     model = build("E", keep=0.25, keep_start=0.75, anneal_steps=100).train()
-    found = []
+    counts = []
     for step in (0, 50, 100, 500):
         model.set_step(step)
-        found.append(model.kept_count(16))
-    assert found == [12, 8, 4, 4]
+        counts.append(model.kept_count(16))
+    assert counts == [12, 8, 4, 4]
     model.set_step(0)
     assert model.eval().kept_count(16) == 4
 

@@ -27,9 +27,9 @@ class Small(torch.nn.Module):
 def test_the_tensors_are_those_of_the_module(tmp_path: Path) -> None:
     module = Small()
     torch.jit.script(module).save(str(tmp_path / "x.pt"))
-    found, wanted = read_state_dict(tmp_path / "x.pt"), module.state_dict()
-    assert found.keys() == wanted.keys()
-    assert all(found[key].dtype == value.dtype and torch.equal(found[key], value) for key, value in wanted.items())
+    tensors, wanted = read_state_dict(tmp_path / "x.pt"), module.state_dict()
+    assert tensors.keys() == wanted.keys()
+    assert all(tensors[key].dtype == value.dtype and torch.equal(tensors[key], value) for key, value in wanted.items())
 
 
 class Harm:
