@@ -16,7 +16,7 @@ from families import build
 from steps import make_trainer
 from transformers import TrainerCallback
 
-from hf_medvlm.data.locks import LOCK, take
+from hf_medvlm.data.locks import LOCK, release_all, take
 from hf_medvlm.training import interrupt
 from hf_medvlm.training.checkpoints import what_is_wrong
 from hf_medvlm.training.run import run
@@ -51,6 +51,7 @@ def whole(family, splits, tmp_path_factory):
 
 def interrupted(family, splits, folder, *numbers, step=2, **options) -> int:
     """The exit status of a run that a signal reaches in its second step."""
+    release_all()  # folders that recipes of other tests of this process still hold
     trainer = make_trainer(copy.deepcopy(family), splits, folder, **(OPTIONS | options))
     trainer.add_callback(SignalInStep(step, *numbers))
     before = signal.getsignal(signal.SIGTERM)
