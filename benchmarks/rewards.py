@@ -113,7 +113,8 @@ def measure(options: argparse.Namespace, seed: int) -> tuple[list[str], bool]:
     recipes = MODELS[options.model]
     start, end, longer = (options.out / f"{name}-{seed}" for name in ("supervised", "rewarded", "longer"))
     quiet = ["--disable_tqdm", "True", "--overwrite_output_dir", "True", "--seed", str(seed)]
-    going_on = [*quiet, "--model_name_or_path", str(start), "--dataloader_num_workers", "0"]
+    quiet += ["--dataloader_num_workers", "0"]  # a spawned process cannot start the loader's
+    going_on = [*quiet, "--model_name_or_path", str(start)]
     supervised = importlib.import_module(recipes.supervised)
     if not (start / "run.json").is_file():
         supervised.main([*quiet, "--output_dir", str(start), *shlex.split(options.supervised)])

@@ -257,7 +257,7 @@ def _stepping(
 
         def _generate_and_score_completions(self, *args: Any, **kwargs: Any) -> Any:
             """TRL puts prompts of different lengths to the right, and asks the processor for token types in its way."""
-            tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+            tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
             side, tokenizer.padding_side = tokenizer.padding_side, "left"
             try:
                 return super()._generate_and_score_completions(*args, **kwargs)
