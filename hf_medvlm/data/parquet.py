@@ -71,22 +71,11 @@ def holds_studies(path: str | Path) -> bool:
     return "path" in names and "bytes" not in names
 
 
-def write_parquet(studies: Iterable[Study], path: str | Path) -> int:
-    """Write a master file, whole or not at all; return the number of studies."""
-    with master_writer(path) as write:
-        return sum(write(batch) for batch in batches(studies))
-
-
 @contextmanager
-def master_writer(path: str | Path) -> Iterator[Callable[[pa.RecordBatch], int]]:
+def master_writer(path: str | Path) -> Iterator[Callable[[pa.RecordBatch], None]]:
     """A function that writes batches of `batches` to a Parquet file, which is whole or absent."""
     with atomic_open(path, "wb") as handle, pq.ParquetWriter(handle, SCHEMA, compression="zstd") as writer:
-
-        def write(batch: pa.RecordBatch) -> int:
-            writer.write_batch(batch)
-            return len(batch)
-
-        yield write
+        yield writer.write_batch
 
 
 def batches(studies: Iterable[Study]) -> Iterator[pa.RecordBatch]:

@@ -29,7 +29,7 @@ from hf_medvlm.data.counting import (
     hash_studies,
 )
 from hf_medvlm.data.load import Splits, is_master_file, load_splits, read_master
-from hf_medvlm.data.parquet import SCHEMA, iter_parquet, write_parquet
+from hf_medvlm.data.parquet import SCHEMA, batches, iter_parquet, master_writer
 from hf_medvlm.data.priors import TablePriors
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study, read_jsonl
@@ -104,7 +104,10 @@ def test_parquet_holds_the_same_studies_splits_and_hash(master: Path, monkeypatc
     monkeypatch.setattr("hf_medvlm.data.parquet.ROWS", 120)
     monkeypatch.setattr(column_index, "available_cores", lambda: 2)
     parquet = master.with_suffix(".parquet")
-    assert write_parquet(rows, parquet) == 300 and is_master_file(str(parquet))
+    with master_writer(parquet) as write_batch:
+        for batch in batches(rows):
+            write_batch(batch)
+    assert is_master_file(str(parquet))
     assert [study for _, study in iter_parquet(parquet)] == list(StudyTable.open(parquet)) == rows
     table, plain = (load_splits(str(path), verify_images=False) for path in (parquet, master))
     assert isinstance(table.train, StudyTable) and not isinstance(plain.train, StudyTable)
