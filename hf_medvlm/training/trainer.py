@@ -36,6 +36,7 @@ from hf_medvlm.evaluation.base import Evaluation, Scores, to_numpy, without_nan
 from hf_medvlm.models.attention import take_kernels_of_any_shape
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import EpochOfTheRows
+from hf_medvlm.training.fsdp import gathered, shard_model, shard_on_cpu
 from hf_medvlm.training.objective import Objective
 from hf_medvlm.training.order import BUFFER, BufferedSampler
 from hf_medvlm.training.parts import CONNECTOR, VISION, split_by_rate
@@ -80,6 +81,20 @@ class MedVLMTrainer(Resumable):
         self._terms_since = 0
         self._undefined: set[str] = set()  # metrics of the last evaluation that came out as NaN
         self.add_callback(EpochOfTheRows())
+
+    # -- sharding ------------------------------------------------------------------------------------------------------
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; FSDP2 works on CPUs too."""
+        super().create_accelerator_and_postprocess()
+        shard_on_cpu(self.accelerator, self.args)
+        self.is_fsdp_enabled = getattr(self.accelerator.state, "fsdp_plugin", None) is not None
+
+    def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
+        """The Trainer's; under FSDP2 the model is sharded by its layers before the optimizer is made."""
+        if self.is_fsdp_enabled:
+            shard_model(self.model, self.accelerator.state.fsdp_plugin)
+        return super()._prepare_for_training(*args, **kwargs)
 
     # -- the loss ------------------------------------------------------------------------------------------------------
 
@@ -289,12 +304,13 @@ class MedVLMTrainer(Resumable):
         assert evaluation is not None
         seen: dict[int, dict[str, np.ndarray]] = {}
         hidden = self.args.disable_tqdm or not self.is_world_process_zero()
-        for indices, batch in tqdm(loader, desc="Evaluating", leave=False, disable=hidden):
-            with self.accelerator.autocast():
-                outputs = evaluation.predict(model, self._prepare_inputs(batch))
-            arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
-            for place, index in enumerate(indices):
-                seen[index] = {name: array[place] for name, array in arrays.items()}
+        with gathered(model):
+            for indices, batch in tqdm(loader, desc="Evaluating", leave=False, disable=hidden):
+                with self.accelerator.autocast():
+                    outputs = evaluation.predict(model, self._prepare_inputs(batch))
+                arrays = {name: to_numpy(tensor) for name, tensor in outputs.items()}
+                for place, index in enumerate(indices):
+                    seen[index] = {name: array[place] for name, array in arrays.items()}
         if world > 1:
             seen = {index: values for part in gather_object([seen]) for index, values in part.items()}
         missing = set(range(len(rows))) - set(seen)

@@ -143,19 +143,26 @@ def alone(root, cache, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["ddp", "zero3"])
+@pytest.mark.parametrize("mode", ["ddp", "fsdp2", "zero3"])
 def test_two_processes_follow_the_curve_of_one(alone, mode, root, tmp_path):
-    """One process, two under `torchrun`, and two with ZeRO-3: the same losses and scores, one safetensors file each.
+    """One process, two under `torchrun`, FSDP2 or ZeRO-3: the same losses and scores, and one safetensors file each.
 
     Under `torchrun` the pictures come from a cache and through workers, in one process from the files and without.
     """
     half = [root / "recipes" / "finetune_blip.py", *CURVE, "together", "--per_device_train_batch_size", "4"]
-    if mode == "ddp":
-        torchrun = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
-        words = [*torchrun, *half, "--image_cache", "pictures", "--dataloader_num_workers", "2"]
+    if mode != "zero3":
+        launch = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", "2"]
+        more = ["--image_cache", "pictures", "--dataloader_num_workers", "2"]
+        if mode == "fsdp2":
+            config = root / "ds_configs" / "fsdp2.yaml"
+            launch = [launch[0].with_name("accelerate"), "launch", "--config_file", config, "--main_process_port", "0"]
+            more = ["--dataloader_num_workers", "0"]
+        words = [*launch, *half, *more]
         done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=1200)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert "60 pictures 32x32-bicubic, 60 new" in done.stdout
+        assert mode == "fsdp2" or "60 pictures 32x32-bicubic, 60 new" in done.stdout
+        whole = tmp_path / "together" / "checkpoint-4" / "pytorch_model_fsdp.bin"
+        assert whole.is_file() == (mode == "fsdp2")
     else:
         together(*half, "--deepspeed", root / "ds_configs" / "zero3.json", folder=tmp_path)
     curves = []
