@@ -124,7 +124,7 @@ def predict_studies(
         _join(predictor, found, folder, settings, options)
     state.wait_for_everyone()
     rejected = [
-        Rejected(*map(line.get, ("file", "line", "study_id", "reason")), line.get("detail") or "")
+        Rejected(line["file"], line.get("line"), line.get("study_id"), line["reason"], line.get("detail") or "")
         for line in read_lines(folder / REJECTED, REJECTION)
     ]
     count = sum(1 for _ in lines(folder / PREDICTIONS))
