@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from hf_medvlm.data.disk import naming_what_is_written
 from hf_medvlm.data.files import write_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.evaluation.base import SETTINGS
@@ -88,20 +91,36 @@ def export_model(
     model = _merged(folder, base) if (folder / ADAPTER).is_file() and not _is_whole(folder) else _plain(folder)
     if dtype is not None:
         model = model.to(_float_type(dtype))
-    model.save_pretrained(target, max_shard_size=max_shard_size)
-    for pattern in BESIDE:
-        for path in folder.glob(pattern):
-            if not (target / path.name).exists():
-                shutil.copy(path, target / path.name)
-    if read_settings(folder) and not (target / SETTINGS).exists():
-        write_json(target / SETTINGS, read_settings(folder))
-    if model.config.model_type == "llava":
-        _rename(target, LLAVA_NAMES)
+    with _whole_or_absent(target):
+        model.save_pretrained(target, max_shard_size=max_shard_size)
+        for pattern in BESIDE:
+            for path in folder.glob(pattern):
+                if not (target / path.name).exists():
+                    shutil.copy(path, target / path.name)
+        if read_settings(folder) and not (target / SETTINGS).exists():
+            write_json(target / SETTINGS, read_settings(folder))
+        if model.config.model_type == "llava":
+            _rename(target, LLAVA_NAMES)
     predictor = load(target, "cpu", model.dtype)
     batch = probe(predictor)
     wanted = answers(predictor, model.eval(), batch)
     exported = answers(predictor, _plain(target).eval(), batch)
     return Exported(target, {"answers": _check(exported, wanted, TOLERANCE[model.dtype])}, [_opens_with(model)])
+
+
+@contextmanager
+def _whole_or_absent(target: Path) -> Iterator[None]:
+    """Where the disk takes no more, the folder that was begun is emptied, and one sentence says so.
+
+    Raises:
+        OSError: with the folder, the reason and the way out.
+    """
+    try:
+        with naming_what_is_written(target, "; nothing is left there. Free some space, or name a roomier --to"):
+            yield
+    except OSError:
+        shutil.rmtree(target, ignore_errors=True)
+        raise
 
 
 def _is_whole(folder: Path) -> bool:
@@ -205,18 +224,19 @@ def export_onnx(run: str | Path, to: str | Path) -> Exported:
     batch = probe(predictor)
     differences: dict[str, float] = {}
     pixels = torch.cat([batch["pixel_values"]] * 2)
-    if "embed" in predictor.abilities:
-        differences |= _write_onnx(_Image(predictor.model), {"pixel_values": pixels}, ["image_embeds"], target)
-    else:
-        outputs = ["probability", "location_maps"]
-        differences |= _write_onnx(_Finder(predictor.model), {"pixel_values": pixels}, outputs, target)
-    if "embed_texts" in predictor.abilities:
-        tokens = predictor.collator.tokenize(["Small left pleural effusion.", "The heart is normal in size."])
-        differences |= _write_onnx(_Text(predictor.model), tokens, ["text_embeds"], target)
-    predictor_files = find_folder(run)
-    for pattern in ("config.json", *BESIDE):
-        for path in predictor_files.glob(pattern):
-            shutil.copy(path, target / path.name)
+    with _whole_or_absent(target):
+        if "embed" in predictor.abilities:
+            differences |= _write_onnx(_Image(predictor.model), {"pixel_values": pixels}, ["image_embeds"], target)
+        else:
+            outputs = ["probability", "location_maps"]
+            differences |= _write_onnx(_Finder(predictor.model), {"pixel_values": pixels}, outputs, target)
+        if "embed_texts" in predictor.abilities:
+            tokens = predictor.collator.tokenize(["Small left pleural effusion.", "The heart is normal in size."])
+            differences |= _write_onnx(_Text(predictor.model), tokens, ["text_embeds"], target)
+        predictor_files = find_folder(run)
+        for pattern in ("config.json", *BESIDE):
+            for path in predictor_files.glob(pattern):
+                shutil.copy(path, target / path.name)
     return Exported(target, differences, [f"onnxruntime {onnxruntime.__version__}"])
 
 

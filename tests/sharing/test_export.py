@@ -36,6 +36,20 @@ def saved(splits, tmp_path_factory):
     return of
 
 
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_model(saved, tmp_path):
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    folder = saved("dual_encoder")  # made before the limit is there
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="^could not write .*plain: .*; nothing is left there. Free some space"):
+            export_model(folder, tmp_path / "plain")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "plain").exists()
+
+
 PLAIN = """
 import sys
 import torch
