@@ -112,7 +112,8 @@ def make_results(rng: Random, folder: Path) -> Made:
             content, what = mutate.json_text(document, rng)
         path.write_bytes(content)
     use = rng.choice(["page", "card", "figures", "compare", "load"])
-    return Made((place, use), f"{path.name} -> {use}: {what}", [path.name, str(place)])
+    shown = f"{folder.name}/{place.name}"  # a comparison names its runs so
+    return Made((place, use), f"{path.name} -> {use}: {what}", [path.name, str(place), shown])
 
 
 def read_results(made: Made) -> Any:
