@@ -143,7 +143,7 @@ def checkout(tmp_path, monkeypatch):
     checkpoint = tmp_path / "runs" / "finetune_blip" / "1" / "checkpoint-1"
     checkpoint.mkdir(parents=True)
     for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"):
-        (checkpoint / name).write_text("{}")
+        (checkpoint / name).write_text('{"global_step": 1, "max_steps": 9, "log_history": []}')
     write_manifest(checkpoint, step=1, processes=1, zero_stage=None)
     monkeypatch.syspath_prepend(str(ROOT / "recipes"))
     monkeypatch.chdir(tmp_path)

@@ -91,7 +91,7 @@ def test_what_cannot_be_searched_is_refused(index, saved, tmp_path, capsys):
     assert "--top 0" in error("search", str(index), "x", "--top", "0")
     images = str(index.parent / "images")
     assert "no .embed" in error("index", str(saved("blip")), images, "--out", str(tmp_path / "a"))
-    assert "other model" in error("index", str(saved("patch_ib")), images, "--out", str(index))
+    assert "another value of model" in error("index", str(saved("patch_ib")), images, "--out", str(index))
     lost = json.loads((index / RUN).read_text()) | {"model": str(tmp_path / "gone")}
     kept = (index / RUN).read_text()
     (index / RUN).write_text(json.dumps(lost))
