@@ -118,7 +118,7 @@ def read_rsna(path: str | Path) -> Annotations:
         image = boxes.setdefault(row["patientId"], [])
         target = id_text(row["Target"], "Target")  # pandas writes 1.0 where the column has gaps
         if target not in ("0", "1"):
-            raise ValueError(f"{place}: Target is {row['Target']!r}; it is 1 with a box or 0 without")
+            raise ValueError(f"{place}: Target is {clipped(repr(row['Target']))}; it is 1 with a box or 0 without")
         if target == "1":
             corners = [row[key] for key in ("x", "y", "width", "height")]
             image.append(

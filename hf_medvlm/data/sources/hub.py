@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from hf_medvlm.data.files import atomic_open
 from hf_medvlm.data.images import open_radiograph
 from hf_medvlm.data.sources.base import EntryError
+from hf_medvlm.errors import library_errors
 
 if TYPE_CHECKING:
     import datasets
@@ -57,8 +58,9 @@ def hub_rows(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for column, feature in table.features.items():
             table = table.cast_column(column, _undecoded(feature)) if _has_image(feature) else table
         split = {"split": name} if len(splits) > 1 else {}
-        for number, row in enumerate(tqdm(table, desc=f"Reading {name}", unit="row"), start=1):
-            yield f"{path}[{name}]", number, split | row
+        with library_errors(f"{path}[{name}]: its rows cannot be read", "save the data set again"):
+            for number, row in enumerate(tqdm(table, desc=f"Reading {name}", unit="row"), start=1):
+                yield f"{path}[{name}]", number, split | row
 
 
 def _has_image(feature: Any) -> bool:
