@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 MANIFEST = "manifest.json"
+WHOLE = record("files", step=count, processes=count, zero_stage=count, files=named(count))
+"""What a manifest says."""
 TRAINER_STATE = record(
     "global_step max_steps log_history",
     global_step=count,
@@ -64,9 +66,10 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"it has no {MANIFEST}, so it was not written to its end, or by an older version")
     manifest = read_json(path.read_text(encoding="utf-8", errors="replace"), path)
-    sizes = manifest.get("files") if isinstance(manifest, dict) else None
-    if not isinstance(sizes, dict) or not all(isinstance(size, int) for size in sizes.values()):
-        raise ValueError(f"its {MANIFEST} is damaged")
+    try:
+        WHOLE(manifest, MANIFEST)
+    except ValueError as error:
+        raise ValueError(f"its {MANIFEST} is damaged: {error}") from error
     return manifest
 
 
