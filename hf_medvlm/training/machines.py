@@ -26,7 +26,9 @@ def once_a_machine(training: TrainingArguments, name: str, work: Callable[[], T]
     """
     if training.world_size == 1:
         return [work()]
-    run = (os.environ.get(key, "") for key in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))
+    # GROUP_RANK: two "machines" of a launch may be one, or have one name and one home, and must not wait for each other
+    keys = ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT", "GROUP_RANK")
+    run = (os.environ.get(key, "") for key in keys)
     lock = machine_lock(" ".join((name, *run)))
     if training.local_process_index == 0:
         with lock:
