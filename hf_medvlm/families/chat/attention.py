@@ -56,7 +56,7 @@ def stock_word_attention(model: PreTrainedModel, prompts: Mapping[str, Tensor], 
     """
     length = prompts["input_ids"].shape[1]
     config: Any = model.config
-    token: int = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", -1)
+    token: Any = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", -1)
     columns = torch.eq(prompts["input_ids"][0], token).nonzero().flatten()
     height, width = _grid(config, prompts, len(columns))
     whole = {}
