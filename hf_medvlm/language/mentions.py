@@ -35,6 +35,18 @@ _NOT = (
     (re.compile(r"\bcan(?:not|'?t)\b"), "can not"),
     (re.compile(r"\b(is|are|was|were|has|have|had|do|does|did|could|would|should)n'?t\b"), r"\1 not"),
 )
+# What relatives have or had is no finding of the patient.
+_RELATIVE = re.compile(
+    r"(?:(?:his|her|their|the|a|one|both|patient's) )*(?:\w+ )?(?:sisters?|brothers?|siblings?|mother|father"
+    r"|parents?|sons?|daughters?|aunts?|uncles?|grand(?:mother|father|parents?)|cousins?|wife|husband|relatives?"
+    r"|family members?) (?:\w+ ){0,2}?(?:has|have|had|was|were|is|died|suffer\w*|with)\b",
+    re.IGNORECASE,
+)
+_FAMILY_HISTORY = re.compile(
+    r"(?:\b(?:with|has|had) )?(?:\b(?:a|an|no|strong|positive|significant|known) )*\b(?:family|familial) history"
+    r"(?:(?: is| was)? (?:positive |significant |remarkable )?(?:of|for) [^.,;]*)?",
+    re.IGNORECASE,
+)
 _QUERY = re.compile(r"(?:^|(?<=[\s(/,]))\?+\s*(?=\w)")
 
 
@@ -313,12 +325,15 @@ def _has_finding(sentence: str) -> bool:
 
 
 def readable_sentences(text: str) -> Iterator[str]:
-    """The sentences of a report, without its indication, history, comparison and technique.
+    """The sentences of a report, without its indication, history, comparison and technique, and without relatives.
 
     An answer in a sentence of its own stands with its question ("Pneumothorax? No.").
     """
     question = ""
     for sentence in sentences(readable_text(text)):
+        if _RELATIVE.match(sentence):
+            continue
+        sentence = _FAMILY_HISTORY.sub("", sentence)
         if question:
             if _ANSWER.match(sentence) and not _has_finding(sentence):
                 yield f"{question} {sentence}"

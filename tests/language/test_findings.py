@@ -57,6 +57,11 @@ SAID = [
     ("No suspicious nodule.", {"Lung Lesion": 0}),
     # Values of the laboratory, and what is thought of a finding that is there
     ("Normal cardiac troponin, heart rate 90. The heart is enlarged.", {HEART: 1}),
+    # What relatives have
+    ("Her sister had been diagnosed with lung cancer. Complete resolution of the nodule.", {"Lung Lesion": 0}),
+    ("A patient with a family history of lung cancer, small left effusion.", {EFFUSION: 1}),
+    ("No family history of emphysema; cardiomegaly.", {HEART: 1}),
+    ("The parent vessel is seen. Small effusion.", {EFFUSION: 1}),
     ("Normal cardiac enzymes.", {}),
     ("RT-PCR -ve and left basal pneumonia.", {"Pneumonia": 1}),
     ("PCR was negative for pneumonia.", {"Pneumonia": 0}),
