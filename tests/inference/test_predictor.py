@@ -64,18 +64,18 @@ def test_images_without_text_get_what_the_evaluation_wrote(name, batch, saved, s
     told = []
     for start in range(0, len(rows), batch):
         told += map(predictor.tell, predictor.predict(predictor.collate(rows[start : start + batch])))
-    for found, wanted in zip(told, written, strict=True):
+    for answer, wanted in zip(told, written, strict=True):
         compared = [
-            key for key in SAID if key in found and key in wanted and not (key == "scores" and name != "medklip")
+            key for key in SAID if key in answer and key in wanted and not (key == "scores" and name != "medklip")
         ]
         assert compared
         for key in compared:
             if isinstance(wanted[key], str):
-                assert found[key] == wanted[key]
+                assert answer[key] == wanted[key]
             elif key == "progression_prediction":
-                assert {n: found[key][n] for n in wanted[key]} == wanted[key]
+                assert {n: answer[key][n] for n in wanted[key]} == wanted[key]
             else:
-                assert found[key] == pytest.approx(wanted[key], abs=2e-5)
+                assert answer[key] == pytest.approx(wanted[key], abs=2e-5)
 
 
 @EVERY
@@ -200,16 +200,24 @@ def test_a_dual_encoder_with_a_local_loss_grounds(splits, tmp_path, picture):
     family.model.save_pretrained(tmp_path)
     family.evaluation.collator.processor.save_pretrained(tmp_path)
     predictor = load(tmp_path)
-    found = predictor.ground(picture, "pleural effusion")
+    heat = predictor.ground(picture, "pleural effusion")
     tokens = family.evaluation.collator.tokenize(["pleural effusion"])
     batch = family.evaluation.collator.images([Row(splits.test[0])])
     with torch.no_grad():
         rows, _ = family.model.eval().represent(batch["pixel_values"], **tokens)
     patches, words = (torch.nn.functional.normalize(rows[k][0], dim=-1) for k in ("patch_embeds", "token_embeds"))
     slow = (patches @ words[1:-1].T).mean(-1)  # the special tokens at both ends are no words
-    assert found[::16, ::16].shape == (4, 4) and np.isfinite(found).all()
-    assert found.max() <= slow.max() + 1e-5 and found.min() >= slow.min() - 1e-5
-    assert found.mean() == pytest.approx(slow.mean().item(), abs=1e-3)
+    assert heat[::16, ::16].shape == (4, 4) and np.isfinite(heat).all()
+    assert heat.max() <= slow.max() + 1e-5 and heat.min() >= slow.min() - 1e-5
+    assert heat.mean() == pytest.approx(slow.mean().item(), abs=1e-3)
+
+
+def test_a_phrase_that_a_medklip_never_learned_is_named(saved, picture, caplog):
+    predictor = load(saved("medklip")[0])
+    predictor.ground(picture, "pleural effusion")
+    assert "names no finding" not in caplog.text
+    predictor.ground(picture, "unicorn")
+    assert "'unicorn' names no finding" in caplog.text
 
 
 def test_device_and_dtype(saved, picture):
@@ -224,16 +232,16 @@ def test_two_threads_do_not_mix_their_images(saved, splits):
     predictor = load(saved("dual_encoder")[0])
     paths = [splits.image_folder / study.frontal.path for study in splits.test[:2]]
     wanted = [predictor.embed(path) for path in paths]
-    found: list[list[np.ndarray]] = [[], []]
+    answers: list[list[np.ndarray]] = [[], []]
 
     def work(number: int) -> None:
-        found[number] = [predictor.embed(paths[number]) for _ in range(10)]
+        answers[number] = [predictor.embed(paths[number]) for _ in range(10)]
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]
     for number in range(2):
-        np.testing.assert_allclose(found[number], [wanted[number]] * 10, atol=1e-5)
+        np.testing.assert_allclose(answers[number], [wanted[number]] * 10, atol=1e-5)
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):
@@ -283,8 +291,8 @@ def test_a_run_without_boxes_shows_maps_of_what_it_named(name, splits, tmp_path)
     for prediction in predictions:
         plain = {name for name in prediction["maps"] if not name.endswith("Grad-CAM")}
         for finding in plain:
-            said = (prediction.get("findings_prediction") or {}).get(finding)
+            state = (prediction.get("findings_prediction") or {}).get(finding)
             margin = (prediction.get("zero_shot") or {}).get(finding, -1)
-            likely = said == 1 or margin > 0 or finding in family.evaluation.collator.__dict__.get("findings", ())
+            likely = state == 1 or margin > 0 or finding in family.evaluation.collator.__dict__.get("findings", ())
             assert likely or prediction["findings_reference"][finding] == 1
             assert np.isfinite(np.array(prediction["maps"][finding], dtype=float)).any()

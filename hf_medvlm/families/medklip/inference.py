@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from hf_medvlm.inference.predictor import Outputs, Predictor
 from hf_medvlm.labels import MEDKLIP_POSITIONS
 from hf_medvlm.language.findings import extract_triplets
 from hf_medvlm.models.loading import load_image_processor, load_strictly
+
+logger = logging.getLogger(__name__)
 
 MODEL_TYPES = (MedKlipModel.config_class.model_type,)
 
@@ -93,6 +96,14 @@ class MedKlipPredictor(Predictor):
 
     def _embedding(self, phrase: str) -> Tensor:
         """(text_size,), of a phrase that names no entity of the model."""
+        if self.text_encoder is None:
+            logger.warning(
+                "%r names no finding that %s knows, and its descriptions are embedded by hashing words: the map says "
+                "little; it knows %s",
+                phrase,
+                self.folder,
+                ", ".join(self.evaluation.names),
+            )
         try:
             return text_embeddings([describe(phrase)], self.text_encoder, self.model.config.text_size)[0]
         except OSError as error:
