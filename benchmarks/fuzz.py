@@ -67,9 +67,9 @@ def kinds_of_faults(outcomes: list[Outcome], most: int = 60) -> list[str]:
             place = outcome.detail.rpartition("[")[2].split(" <")[0].rstrip("]") or outcome.what[:40]
             groups.setdefault((outcome.reader, outcome.kind, place), []).append(outcome)
     lines = []
-    for (reader, kind, _), found in sorted(groups.items(), key=lambda item: -len(item[1]))[:most]:
-        least = min(found, key=lambda outcome: len(outcome.what))
-        lines.append(f"{len(found):>4} x {kind}: {reader} {least.seed}: {least.what[:110]}")
+    for (reader, kind, _), cases in sorted(groups.items(), key=lambda item: -len(item[1]))[:most]:
+        least = min(cases, key=lambda outcome: len(outcome.what))
+        lines.append(f"{len(cases):>4} x {kind}: {reader} {least.seed}: {least.what[:110]}")
         lines.append(f"       {least.detail[:420]} {least.kept}")
     return lines
 

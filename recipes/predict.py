@@ -49,15 +49,15 @@ def main(argv: list[str] | None = None) -> Path:
     out = Path(args.out)
     folder = out.with_suffix("") if args.rexrank and out.suffix == ".json" else out
     if args.rexrank:
-        found, records = read_rexrank(args.images, args.image_folder)
+        studies, records = read_rexrank(args.images, args.image_folder)
     else:
-        found = find_studies(args.images, args.image_folder, args.image_column, args.folder_is_study, args.previous)
+        studies = find_studies(args.images, args.image_folder, args.image_column, args.folder_is_study, args.previous)
     state = processes()
     predictor = load(args.run, args.device or state.device, args.dtype)
     if args.rexrank:
         predictor.require("report")
     wanted = PredictOptions(args.batch_size, args.question, args.maps, args.workers)
-    done = predict_studies(predictor, found, folder, wanted, args.overwrite)
+    done = predict_studies(predictor, studies, folder, wanted, args.overwrite)
     if not state.is_main_process:
         return folder
     if args.rexrank:

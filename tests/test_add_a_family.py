@@ -22,8 +22,8 @@ PAGE = ROOT / "docs" / "add_a_family.md"
 
 def blocks(page: str) -> dict[str, tuple[str, str]]:
     """Path -> (whole or "one more line", code) of each block that begins with the name of a file."""
-    found = re.findall(r"^```(?:python|yaml)\n# ([\w/.]+)([^\n]*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
-    return {path: (more, code) for path, more, code in found}
+    blocks = re.findall(r"^```(?:python|yaml)\n# ([\w/.]+)([^\n]*)\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    return {path: (more, code) for path, more, code in blocks}
 
 
 @pytest.fixture(scope="module")

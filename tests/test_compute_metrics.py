@@ -49,10 +49,10 @@ def stock_metrics(family: Family, rows: StudyRows, folder: Path) -> dict[str, fl
 def test_the_stock_trainer_gives_our_own_numbers(name, splits, tmp_path):
     family = build(name, splits)
     rows = StudyRows(splits.validate[:11])  # 11: the last batch is a short one under either trainer
-    own, stock = own_metrics(family, rows, tmp_path), stock_metrics(family, rows, tmp_path)
-    defined = {key for key, value in own.items() if np.isfinite(value)} - NOT_MEASURED
+    ours, stock = own_metrics(family, rows, tmp_path), stock_metrics(family, rows, tmp_path)
+    defined = {key for key, value in ours.items() if np.isfinite(value)} - NOT_MEASURED
     assert defined, "on these eleven studies the evaluation gives no metric that is a number"
-    assert {key: stock.get(key) for key in defined} == pytest.approx({key: own[key] for key in defined}, abs=1e-5)
+    assert {key: stock.get(key) for key in defined} == pytest.approx({key: ours[key] for key in defined}, abs=1e-5)
 
 
 def test_logits_and_other_studies_are_refused(splits):

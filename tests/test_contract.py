@@ -49,12 +49,12 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {key: value.detach().clone() for key, value in model.state_dict().items()}
 
 
-def assert_same_step(found: dict, wanted: dict, before: dict) -> None:
+def assert_same_step(step: dict, wanted: dict, before: dict) -> None:
     """The same move from `before`: each tensor's move within 1e-4 of its own size."""
     for key, end in wanted.items():
-        if key in found and end.is_floating_point():
+        if key in step and end.is_floating_point():
             move = (end - before[key]).abs().max().item()
-            assert (found[key] - end).abs().max().item() <= 1e-4 * move + 1e-6, key
+            assert (step[key] - end).abs().max().item() <= 1e-4 * move + 1e-6, key
 
 
 def test_saved_and_loaded_again_it_is_the_same_to_the_bit(name, family, studies, tmp_path):
@@ -121,14 +121,14 @@ def test_accumulated_micro_batches_give_the_same_step(name, family, splits, tmp_
 
 def test_metrics_do_not_depend_on_the_evaluation_batch(name, family, splits, tmp_path):
     rows = StudyRows(splits.test[:7])
-    found = []
+    steps = []
     for size in (1, 3, 7):
         trainer = make_trainer(family, splits, tmp_path, per_device_eval_batch_size=size)
         scores = trainer.scores(rows)
         assert scores.n == 7 and len(scores.predictions) == 7
-        found.append(scores.metrics)
-    for other in found[1:]:
-        assert other == pytest.approx(found[0], rel=1e-4, abs=1e-6, nan_ok=True)
+        steps.append(scores.metrics)
+    for other in steps[1:]:
+        assert other == pytest.approx(steps[0], rel=1e-4, abs=1e-6, nan_ok=True)
 
 
 def test_it_overfits_eight_studies_and_uses_the_image(name, family, splits, tmp_path):
@@ -215,14 +215,14 @@ def test_two_processes_take_the_same_step_and_count_each_study_once(name, mode, 
     before = weights(_built[name].model)
     losses, ended, wanted = alone(name)
     out = launched(mode)
-    found = json.loads((out / f"{name}.json").read_text())
-    assert found["losses"] == pytest.approx(losses, rel=1e-4)
+    step = json.loads((out / f"{name}.json").read_text())
+    assert step["losses"] == pytest.approx(losses, rel=1e-4)
     files = sorted(path.name for path in (out / name).glob("*.safetensors"))
     assert files == ["model.safetensors"]
     assert_same_step(load_file(out / name / "model.safetensors"), ended, before)
-    assert found["n"] == 7
+    assert step["n"] == 7
     for metric, value in wanted.items():
         if value is None or math.isnan(value):
-            assert found["metrics"][metric] is None
+            assert step["metrics"][metric] is None
         else:
-            assert found["metrics"][metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric
+            assert step["metrics"][metric] == pytest.approx(value, rel=1e-3, abs=1e-5), metric

@@ -175,9 +175,9 @@ def place_images(conversations: Sequence[Turn], images: int | None = None) -> li
     Raises:
         ValueError: the conversation does not name as many images as there are.
     """
-    found = sum(turn["value"].count(IMAGE) for turn in conversations)
-    if images is not None and found != images:
-        raise ValueError(f"the conversation names {IMAGE} {found} time(s), but the sample has {images} image(s)")
+    placeholders = sum(turn["value"].count(IMAGE) for turn in conversations)
+    if images is not None and placeholders != images:
+        raise ValueError(f"the conversation names {IMAGE} {placeholders} time(s), but the sample has {images} image(s)")
     placed = []
     for turn in conversations:
         text = turn["value"]
@@ -202,8 +202,8 @@ def check_roles(conversations: Sequence[Turn]) -> Sequence[Turn]:
     turns = conversations[1:] if conversations and conversations[0]["from"] == ASSISTANT else conversations
     order = [turn["from"] for turn in turns]
     if not order or order != [HUMAN, ASSISTANT] * (len(order) // 2):
-        found = ", ".join(turn["from"] for turn in conversations) or "no turns"
-        raise ValueError(f"roles out of order: human and gpt take turns, and gpt has the last word; found {found}")
+        speakers = ", ".join(turn["from"] for turn in conversations) or "no turns"
+        raise ValueError(f"roles out of order: human and gpt take turns, and gpt has the last word; found {speakers}")
     return turns
 
 

@@ -342,12 +342,12 @@ def _label_texts(studies: Sequence[Study], workers: int | None = None) -> list[S
     """The studies with the 14 states that `findings.label_report` reads in their text, in parallel."""
     texts = [study.text() for study in studies]
     if workers == 1 or len(studies) < BLOCK:
-        found = [label_report(text) for text in texts]
+        states = [label_report(text) for text in texts]
     else:
         with ProcessPoolExecutor(workers) as pool:
             labelled = pool.map(label_report, texts, chunksize=64)
-            found = list(tqdm(labelled, "Labelling reports", len(texts), unit="report", disable=None))
-    return [replace(study, labels=labels) for study, labels in zip(studies, found, strict=True)]
+            states = list(tqdm(labelled, "Labelling reports", len(texts), unit="report", disable=None))
+    return [replace(study, labels=labels) for study, labels in zip(studies, states, strict=True)]
 
 
 def one_row_per_image(studies: Iterable[Study]) -> list[Study]:

@@ -95,7 +95,7 @@ def read_reports(
         path, image_folder = _of_run(path)
     notes: list[str] = []
     rows, records = _rows(path, notes)
-    found = ReportTexts(named, records=records, image_folder=image_folder, notes=notes)
+    texts = ReportTexts(named, records=records, image_folder=image_folder, notes=notes)
     columns = list(dict.fromkeys(key for _, row in rows for key in row))
     require_columns(path, columns, [name for name in (column, id_column, patient_column) if name])
     by_name = {plain_name(name): name for name in reversed(columns)}
@@ -111,22 +111,22 @@ def read_reports(
         if split is not None and str(row.get("split")) != split:
             continue
         name = _id(row.get(study), study, place)
-        if name in found.texts:
-            twice.append(f"{name} ({found.places[name].rpartition(':')[2]}, {place.rpartition(':')[2]})")
+        if name in texts.texts:
+            twice.append(f"{name} ({texts.places[name].rpartition(':')[2]}, {place.rpartition(':')[2]})")
             continue
-        found.texts[name], found.places[name] = text(row, place), place
-        found.patients[name] = _id(row.get(patient), patient, place, needed=False) if patient else ""
-        found.images[name] = _images(row)
+        texts.texts[name], texts.places[name] = text(row, place), place
+        texts.patients[name] = _id(row.get(patient), patient, place, needed=False) if patient else ""
+        texts.images[name] = _images(row)
         if isinstance(row.get("saw_prior"), bool):
-            found.saw_prior[name] = row["saw_prior"]
+            texts.saw_prior[name] = row["saw_prior"]
     if twice:
         raise ValueError(
             f"{path}: {len(twice)} study id(s) stand twice, with the lines: {_some(twice)}; keep one of each, or name "
             f"another column with --id_column (now {study!r})"
         )
-    if not found.texts:
+    if not texts.texts:
         raise ValueError(f"{path}: no report in it" + (f" of split {split!r}" if split else ""))
-    return found
+    return texts
 
 
 def pair_reports(references: ReportTexts, predictions: ReportTexts, missing: str = STOP) -> Pairs:
@@ -220,12 +220,12 @@ def _rows(path: Path, notes: list[str]) -> tuple[list[tuple[str, dict[str, Any]]
             ]
             return rows, content if all(isinstance(record, dict) for record in content.values()) else None
     rejected: list[Rejected] = []
-    found = [(f"{file}:{line}", row) for file, line, row in table_rows(str(path), None, rejected, notes)]
+    places = [(f"{file}:{line}", row) for file, line, row in table_rows(str(path), None, rejected, notes)]
     if rejected:
         raise ValueError(f"{path}: {len(rejected)} broken line(s); the first: {rejected[0]}")
-    if not found:
+    if not places:
         raise ValueError(f"{path}: no rows in it")
-    return found, None
+    return places, None
 
 
 def _is_by_study(content: Any) -> bool:
@@ -300,17 +300,17 @@ def _images(row: Mapping[str, Any]) -> tuple[StudyImage, ...]:
     value = row.get("images") or row.get("image_path")
     if not isinstance(value, list):
         return ()
-    found = []
+    images = []
     for image in value:
         path, view = (image.get("path"), image.get("view")) if isinstance(image, dict) else (image, None)
         if not isinstance(path, str):
             return ()
         path = path.removeprefix("./").lstrip("/") if "image_path" in row else path
         try:
-            found.append(StudyImage(path, view))
+            images.append(StudyImage(path, view))
         except ValueError:
             return ()
-    return tuple(found)
+    return tuple(images)
 
 
 def _first(by_name: Mapping[str, str], names: Sequence[str]) -> str | None:

@@ -114,8 +114,10 @@ class RetrievalEvaluation(Evaluation):
         pooling = getattr(model.config, "text_pooling", None)
         if spread < SAME:
             way_out = "a decoder needs --text_pooling last, others cls or mean; or raise --max_length"
-            found = f"{len(probes)} different texts all get the same features (text_pooling {pooling!r}): nothing could"
-            return [("STOP", "texts", f"{found} be learnt; {way_out}")]
+            sentence = (
+                f"{len(probes)} different texts all get the same features (text_pooling {pooling!r}): nothing could"
+            )
+            return [("STOP", "texts", f"{sentence} be learnt; {way_out}")]
         return [("ok", "texts", f"{len(probes)} different texts get different features (text_pooling {pooling!r})")]
 
     def predict(self, model: Any, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -241,17 +243,17 @@ class RetrievalEvaluation(Evaluation):
 
     def _score_findings(self, scores: Scores, margins: np.ndarray, studies: list[Study]) -> None:
         labels = label_matrix([study.labels for study in studies], self.findings)
-        found = finding_scores(margins, labels, self.findings, thresholds=0.0)
+        measures = finding_scores(margins, labels, self.findings, thresholds=0.0)
         how = "present where the image is nearer to the sentences for than against; uncertain left out; "
-        how += findings_protocol(found, self.findings)
-        scores.add({f"zero_shot_{kind}": found[f"mean_{kind}"] for kind in KINDS}, facts.FINDINGS, how)
-        scores.add({name: v for name, v in found.items() if name.startswith("auc/")}, facts.FINDINGS, how)
+        how += findings_protocol(measures, self.findings)
+        scores.add({f"zero_shot_{kind}": measures[f"mean_{kind}"] for kind in KINDS}, facts.FINDINGS, how)
+        scores.add({name: v for name, v in measures.items() if name.startswith("auc/")}, facts.FINDINGS, how)
         more_present = np.nansum(labels - 0.5, axis=0) > 0
         majority_sides = np.broadcast_to(np.where(more_present, 1.0, -1.0), labels.shape)
         majority = finding_scores(majority_sides, labels, self.findings, thresholds=0.0)
         scores.baselines["majority_label"] = {f"zero_shot_{kind}": majority[f"mean_{kind}"] for kind in KINDS}
         scores.figures["per_finding"] = {
-            name: {kind: found[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in self.findings
+            name: {kind: measures[f"{kind}/{name}"] for kind in (*KINDS, "n", "positives")} for name in self.findings
         }
         columns = dict(zip(self.findings, zip(margins.T, labels.T, strict=True), strict=True))
         scores.figures["roc"] = {name: roc_curve(*column) for name, column in columns.items()}
@@ -265,12 +267,12 @@ class RetrievalEvaluation(Evaluation):
         learnt_from = np.stack(self.probe_outputs["image_embeds"])
         train = label_matrix([study.labels for study in self.probe_rows.studies], self.findings)
         test = label_matrix([study.labels for study in studies], self.findings)
-        found = finding_scores(probe_scores(learnt_from, train, images), test, self.findings)
+        measures = finding_scores(probe_scores(learnt_from, train, images), test, self.findings)
         how = f"logistic regression on the image embeddings of {len(train)} training studies, one a finding; "
-        how += findings_protocol(found, self.findings)
-        scores.add({"probe_auc": found["mean_auc"], "probe_ap": found["mean_ap"]}, facts.FINDINGS, how)
+        how += findings_protocol(measures, self.findings)
+        scores.add({"probe_auc": measures["mean_auc"], "probe_ap": measures["mean_ap"]}, facts.FINDINGS, how)
         for name, row in scores.figures["per_finding"].items():
-            row |= {"probe_auc": found[f"auc/{name}"], "probe_ap": found[f"ap/{name}"]}
+            row |= {"probe_auc": measures[f"auc/{name}"], "probe_ap": measures[f"ap/{name}"]}
 
     def _loss(self, outputs: dict[str, list[np.ndarray]], reports: list[str]) -> float:
         """The mean contrastive loss over blocks of the split; a last block of one pair is left out."""

@@ -138,7 +138,7 @@ class TextEvaluation(Evaluation):
     def _maps(self, look: WordAttention, model: Any, batch: dict[str, Any], generated: Tensor) -> Tensor:
         """(B, SHOWN_FINDINGS, h, w), where the model looked for the findings that it wrote of; NaN for no finding, and
         no cells for a batch of which nothing is shown."""
-        found: dict[tuple[int, int], Tensor] = {}
+        drawings: dict[tuple[int, int], Tensor] = {}
         sharded = any(hasattr(p, "ds_id") for p in model.parameters())  # ZeRO-3: every process would have to take part
         for row in batch["shown"].nonzero().flatten().tolist() if not sharded else ():
             text = self.text_of(generated[row].cpu().numpy())
@@ -148,10 +148,10 @@ class TextEvaluation(Evaluation):
             except (ValueError, NotImplementedError) as error:  # the latter of a tokenizer without offsets
                 self.without_maps = f"no maps of where it looked: {error}"
                 break
-            found |= {(row, place): drawn[phrase] for place, phrase in enumerate(phrases)}
-        shape = next((grid.shape for grid in found.values()), (0, 0))
+            drawings |= {(row, place): drawn[phrase] for place, phrase in enumerate(phrases)}
+        shape = next((grid.shape for grid in drawings.values()), (0, 0))
         maps = torch.full((len(generated), SHOWN_FINDINGS, *shape), float("nan"))
-        for (row, place), grid in found.items():
+        for (row, place), grid in drawings.items():
             maps[row, place] = grid
         return maps
 

@@ -111,7 +111,7 @@ def _head(run: Run) -> dict[str, Any]:
         "info": stated,
         "split": run.split,
         "n": run.n if run.n is not None else len(run.predictions) or None,
-        "groups": [{"title": title, "rows": found} for title, found in rows.items() if found],
+        "groups": [{"title": title, "rows": listed} for title, listed in rows.items() if listed],
         "baselines": list(run.baselines),
         "missing": [*missing_lines(run.figures), *filter(None, [run.figures.get("without_maps")])],
         "curves": [
@@ -133,7 +133,7 @@ def _head(run: Run) -> dict[str, Any]:
         "per_finding": per_finding,
         "audit": _audit(run),
         "roc": {name: _thin({"": (c["fpr"], c["tpr"])})[0] | {"auc": c["auc"]} for name, c in roc_curves(run).items()},
-        "confusion": [{"title": title} | found for title, found in confusion_matrices(run).items()],
+        "confusion": [{"title": title} | matrix for title, matrix in confusion_matrices(run).items()],
     }
 
 

@@ -150,17 +150,17 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def _accelerator() -> torch.device:
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")
 
 
 def _dtype(name: str | torch.dtype | None) -> torch.dtype:
     if name is None:
         return torch.float32
-    found = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"dtype {name!r} is none that weights can have; use float32, bfloat16 or float16")
-    return found
+    return dtype
 
 
 def _knows(device: torch.device, half: str) -> bool:

@@ -90,7 +90,7 @@ def processes() -> PartialState:
 
 def predict_studies(
     predictor: Predictor,
-    found: NewStudies,
+    new: NewStudies,
     folder: str | Path,
     options: PredictOptions | None = None,
     overwrite: bool = False,
@@ -110,18 +110,16 @@ def predict_studies(
     options, folder, state = options or PredictOptions(), Path(folder), processes()
     if options.question:
         predictor.require("ask")
-    settings = _settings(predictor, found, options)
+    settings = _settings(predictor, new, options)
     with state.main_process_first():
         settings = _claim(folder, settings, overwrite)
     if not (folder / RUN).is_file():
-        parts = _parts(len(found.studies), settings["part"])
+        parts = _parts(len(new.studies), settings["part"])
         mine = parts[state.process_index :: state.num_processes]
-        _write_parts(
-            predictor, found, folder, [part for part in mine if not _part_file(folder, part).exists()], options
-        )
+        _write_parts(predictor, new, folder, [part for part in mine if not _part_file(folder, part).exists()], options)
     state.wait_for_everyone()
     if state.is_main_process and not (folder / RUN).is_file():
-        _join(predictor, found, folder, settings, options)
+        _join(predictor, new, folder, settings, options)
     state.wait_for_everyone()
     rejected = [
         Rejected(line["file"], line.get("line"), line.get("study_id"), line["reason"], line.get("detail") or "")
@@ -130,7 +128,7 @@ def predict_studies(
     count = sum(1 for _ in lines(folder / PREDICTIONS))
     if not count:
         first = next((entry for entry in rejected if entry.study_id), None)
-        raise ValueError(f"none of {len(found.studies)} studies can be read; the first: {first}")
+        raise ValueError(f"none of {len(new.studies)} studies can be read; the first: {first}")
     return Predicted(folder, count, rejected)
 
 
@@ -146,16 +144,16 @@ def _part_file(folder: Path, part: range) -> Path:
 
 
 def _write_parts(
-    predictor: Predictor, found: NewStudies, folder: Path, missing: list[range], options: PredictOptions
+    predictor: Predictor, new: NewStudies, folder: Path, missing: list[range], options: PredictOptions
 ) -> None:
     """Run the model over the studies of the missing parts, and write each part when its last study is done."""
-    pictures = FolderPictures(found.image_folder)
-    predictor.see(pictures, found.studies)
+    pictures = FolderPictures(new.image_folder)
+    predictor.see(pictures, new.studies)
     batches = []
     for part in missing:
-        order = sorted(part, key=lambda n: predictor.length(found.studies[n]))  # little padding
+        order = sorted(part, key=lambda n: predictor.length(new.studies[n]))  # little padding
         batches += [order[i : i + options.batch_size] for i in range(0, len(order), options.batch_size)]
-    rows: Any = [Row(study, number) for number, study in enumerate(found.studies)]
+    rows: Any = [Row(study, number) for number, study in enumerate(new.studies)]
     loader: DataLoader[Any] = DataLoader(
         rows,
         batch_sampler=batches,
@@ -249,11 +247,11 @@ def _tell(
 
 
 def _join(
-    predictor: Predictor, found: NewStudies, folder: Path, settings: Mapping[str, Any], options: PredictOptions
+    predictor: Predictor, new: NewStudies, folder: Path, settings: Mapping[str, Any], options: PredictOptions
 ) -> None:
     """All parts as the files that a user reads; the parts are removed."""
-    parts = _parts(len(found.studies), settings["part"])
-    rejected, ids, tensors = list(found.rejected), [], []
+    parts = _parts(len(new.studies), settings["part"])
+    rejected, ids, tensors = list(new.rejected), [], []
     with atomic_open(folder / PREDICTIONS) as handle:
         for part in parts:
             path = _part_file(folder, part)
@@ -262,8 +260,8 @@ def _join(
                 raise ValueError(f"{path}: {len(written)} lines for {len(part)} studies; {ANEW}")
             for number, line in zip(part, written, strict=True):
                 if "rejected" in line:
-                    study = found.studies[number]
-                    image = study.frontal.path if study.frontal else found.name
+                    study = new.studies[number]
+                    image = study.frontal.path if study.frontal else new.name
                     rejected.append(Rejected(image, None, study.study_id, "image cannot be read", line["rejected"]))
                 else:
                     ids.append(line["study_id"])
@@ -281,7 +279,7 @@ def _join(
             handle.writelines(json.dumps(vars(entry), ensure_ascii=False) + "\n" for entry in rejected)
     write_table(folder)
     if ids:
-        write_json(folder / RUN, _describe(predictor, found, settings, options, len(ids), len(rejected)))
+        write_json(folder / RUN, _describe(predictor, new, settings, options, len(ids), len(rejected)))
         shutil.rmtree(folder / PARTS)
 
 
@@ -303,7 +301,7 @@ def _embeddings(path: Path, count: int) -> np.ndarray:
 
 def _describe(
     predictor: Predictor,
-    found: NewStudies,
+    new: NewStudies,
     settings: Mapping[str, Any],
     options: PredictOptions,
     count: int,
@@ -315,8 +313,8 @@ def _describe(
         "model": str(predictor.folder),
         "model_class": type(predictor.model).__name__,
         "model_hash": settings["model"],
-        "dataset": found.name,
-        "image_folder": str(found.image_folder.resolve()),
+        "dataset": new.name,
+        "image_folder": str(new.image_folder.resolve()),
         "studies": count,
         "rejected": {"left out": rejected} if rejected else {},
         "thresholds": without_nan(predictor.thresholds),
@@ -345,12 +343,12 @@ def model_hash(folder: str | Path) -> str:
     return digest.hexdigest()
 
 
-def _settings(predictor: Predictor, found: NewStudies, options: PredictOptions) -> dict[str, Any]:
+def _settings(predictor: Predictor, new: NewStudies, options: PredictOptions) -> dict[str, Any]:
     """All that the answers depend on, and the size of a part."""
     studies = hashlib.sha256()
-    for study in found.studies:
+    for study in new.studies:
         images = [image.path for image in study.images]
-        identity = [study.study_id, images, study.prior_study_id, study.indication, found.image_folder.as_posix()]
+        identity = [study.study_id, images, study.prior_study_id, study.indication, new.image_folder.as_posix()]
         studies.update(json.dumps(identity).encode())
     return {
         "model": model_hash(predictor.weights),
@@ -361,7 +359,7 @@ def _settings(predictor: Predictor, found: NewStudies, options: PredictOptions) 
         "question": options.question,
         "maps": options.maps,
         "embeddings only": options.embeddings_only,
-        "part": max(1, min(LARGEST_PART, -(-len(found.studies) // MOST_PARTS))),
+        "part": max(1, min(LARGEST_PART, -(-len(new.studies) // MOST_PARTS))),
     }
 
 

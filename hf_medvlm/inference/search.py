@@ -118,18 +118,18 @@ class Index:
                 order = scores.argsort(dim=1, descending=True, stable=True)[:, :top]
                 values = scores.gather(1, order).tolist()
                 for number, places in enumerate(order.tolist()):
-                    found = [(-value, start + place) for place, value in zip(places, values[number], strict=True)]
-                    best[number] = sorted(best[number] + found)[:top]
-        return [[(row, -score) for score, row in found] for found in best]
+                    candidates = [(-value, start + place) for place, value in zip(places, values[number], strict=True)]
+                    best[number] = sorted(best[number] + candidates)[:top]
+        return [[(row, -score) for score, row in nearest] for nearest in best]
 
-    def hits(self, found: Sequence[tuple[int, float]]) -> list[Hit]:
+    def hits(self, rows: Sequence[tuple[int, float]]) -> list[Hit]:
         """The studies of rows that `nearest` gave.
 
         Raises:
             ValueError: a line that is none of an index, or fewer lines than embeddings; the message names the line.
         """
         path = self.folder / PREDICTIONS
-        wanted = {row for row, _ in found}
+        wanted = {row for row, _ in rows}
         lines: dict[int, dict[str, Any]] = {}
         with open_text(path) as handle:
             for number, text in enumerate(handle):
@@ -143,7 +143,7 @@ class Index:
         if len(lines) < len(wanted):
             raise ValueError(f"{path}: fewer lines than the {self.rows:,} embeddings beside it; make the index anew")
         hits = []
-        for rank, (row, score) in enumerate(found, start=1):
+        for rank, (row, score) in enumerate(rows, start=1):
             images = lines[row]["images"]
             image = images[lines[row].get("map_image") or 0]["path"] if images else ""
             hits.append(Hit(rank, score, lines[row]["study_id"], image))

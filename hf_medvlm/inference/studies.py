@@ -89,15 +89,15 @@ def _master(path: Path, folder: Path) -> NewStudies:
     studies: list[Study] = []
     rejected: list[Rejected] = []
     lines: dict[str, int] = {}
-    for line, found in iter_parquet(path) if is_parquet(path) else iter_jsonl(path):
-        if isinstance(found, ValueError):
-            rejected.append(Rejected(str(path), line, None, "no study", str(found)))
-        elif found.study_id in lines:
-            detail = f"stands already on line {lines[found.study_id]}"
-            rejected.append(Rejected(str(path), line, found.study_id, "duplicate study_id", detail))
+    for line, record in iter_parquet(path) if is_parquet(path) else iter_jsonl(path):
+        if isinstance(record, ValueError):
+            rejected.append(Rejected(str(path), line, None, "no study", str(record)))
+        elif record.study_id in lines:
+            detail = f"stands already on line {lines[record.study_id]}"
+            rejected.append(Rejected(str(path), line, record.study_id, "duplicate study_id", detail))
         else:
-            lines[found.study_id] = line
-            studies.append(found)
+            lines[record.study_id] = line
+            studies.append(record)
     if not studies:
         raise ValueError(f"{path}: no study in it; the first line: {rejected[0] if rejected else 'none'}")
     return NewStudies(studies, folder, path.name, tuple(rejected))

@@ -45,8 +45,8 @@ def check_declared(config: Any) -> None:
 @cache
 def _hints(kind: type) -> dict[str, Any]:
     """The types of the fields that this class itself declares."""
-    own = {"__annotations__": kind.__dict__.get("__annotations__", {}), "__module__": kind.__module__}
-    return typing.get_type_hints(type(kind.__name__, (), own))
+    declared = {"__annotations__": kind.__dict__.get("__annotations__", {}), "__module__": kind.__module__}
+    return typing.get_type_hints(type(kind.__name__, (), declared))
 
 
 def _check_number(name: str, value: Any) -> None:

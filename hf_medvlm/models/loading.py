@@ -256,10 +256,10 @@ def load_strictly(
     _check_depth(folder, record, sum(map(count_tensors, files)))
     name, config = getattr(model_class, "__name__", str(model_class)), options.get("config")
     if config is None:
-        own = getattr(model_class, "config_class", None)
+        config_class = getattr(model_class, "config_class", None)
         with clear_errors(folder, "config.json"):
             kept = {key: value for key, value in record.items() if key != "model_type"}
-            config = own.from_dict(kept) if own is not None else load_config(folder)
+            config = config_class.from_dict(kept) if config_class is not None else load_config(folder)
     check_size(model_class, folder, config, sum(file.stat().st_size for file in files))
     with clear_errors(folder, f"weights, read as {name},"):
         loaded: Any = model_class.from_pretrained(
@@ -343,7 +343,7 @@ def _plain_tokenizer(folder: Path, settings: dict[str, Any]) -> type[PreTrainedT
     if "auto_map" not in settings and is_known:
         return None
     if "auto_map" in settings and declared is not None and is_known:
-        return next(found for name in names if (found := tokenizer_class_from_name(name)) is not None)
+        return next(known for name in names if (known := tokenizer_class_from_name(name)) is not None)
     for name, tokenizer_class in PLAIN_TOKENIZERS:
         if (folder / name).is_file():
             has_special = (

@@ -164,15 +164,15 @@ def checkpoint_to_resume(training: TrainingArguments) -> str | None:
     if not asked or str(asked).lower() == "false":
         return None
     if str(asked).lower() == "true":
-        found, folder = None, Path(str(training.output_dir))
+        newest, folder = None, Path(str(training.output_dir))
         passed = []
         for path in all_checkpoints(folder):
             reason = what_is_wrong(path)
             if reason is None:
-                found = path
+                newest = path
                 break
             passed.append(f"{path.name}: {reason}")
-        if found is None:
+        if newest is None:
             reasons = f" ({'; '.join(passed)})" if passed else ""
             weights_alone = any("--save_only_model" in reason for reason in passed)
             raise ValueError(
@@ -180,18 +180,18 @@ def checkpoint_to_resume(training: TrainingArguments) -> str | None:
                 f"anew{', from those weights with --model_name_or_path' if weights_alone else ''}"
             )
         for line in passed:
-            _say(training, f"{line}; it is passed over, and the run goes on from {found.name}")
+            _say(training, f"{line}; it is passed over, and the run goes on from {newest.name}")
     else:
-        found = Path(asked)
-        reason = what_is_wrong(found) if found.is_dir() else "there is no such folder"
+        newest = Path(asked)
+        reason = what_is_wrong(newest) if newest.is_dir() else "there is no such folder"
         if reason is not None:
-            whole = last_checkpoint(found.parent)
+            whole = last_checkpoint(newest.parent)
             others = f"go on from {whole}" if whole else "leave the option out to start anew"
-            if (found / "model.safetensors").is_file():
-                others += f", or begin a new run on its weights with --model_name_or_path {found}"
+            if (newest / "model.safetensors").is_file():
+                others += f", or begin a new run on its weights with --model_name_or_path {newest}"
             raise ValueError(f"--resume_from_checkpoint {asked}: {reason}; {others}")
-    _check_processes(training, found)
-    return str(found)
+    _check_processes(training, newest)
+    return str(newest)
 
 
 def _check_processes(training: TrainingArguments, checkpoint: Path) -> None:

@@ -93,8 +93,10 @@ def _data(checks: Checks, splits: Splits) -> None:
                 checks.add(WARNING, "data", "nothing is evaluated while training, and the last weights are kept")
         elif len(splits.studies[split]) < FEW and splits.name != "synthetic":
             chosen = "; they choose the best checkpoint" if split == "validate" else ""
-            found = f"the {split} split has {len(splits.studies[split])} studies, so that its scores say little{chosen}"
-            checks.add(WARNING, "data", found)
+            sentence = (
+                f"the {split} split has {len(splits.studies[split])} studies, so that its scores say little{chosen}"
+            )
+            checks.add(WARNING, "data", sentence)
 
 
 def _option(args: SimpleNamespace, name: str) -> Any:
@@ -168,15 +170,17 @@ def _inputs(checks: Checks, trainer: MedVLMTrainer, splits: Splits, sections: st
     look_at_texts = getattr(trainer.evaluation, "preflight", None)
     if look_at_texts is not None and sections is not None:
         texts = [study.text(sections) for study in splits.train[:50]]
-        for state, what, found in look_at_texts(trainer.accelerator.unwrap_model(trainer.model), texts):
-            checks.add(state, what, found)
+        for state, what, sentence in look_at_texts(trainer.accelerator.unwrap_model(trainer.model), texts):
+            checks.add(state, what, sentence)
 
 
 def _model(checks: Checks, trainer: MedVLMTrainer) -> None:
     sizes = parameter_sizes(trainer.model)
     total, trained = sum(n for n, _, _ in sizes), sum(n for n, _, trainable in sizes if trainable)
-    found = f"{type(trainer.model).__name__}, {total:,} parameters, {trained:,} trained, {total - trained:,} frozen"
-    checks.add(OK if trained else STOP, "model", found + ("" if trained else "; nothing would be trained: thaw a part"))
+    sentence = f"{type(trainer.model).__name__}, {total:,} parameters, {trained:,} trained, {total - trained:,} frozen"
+    checks.add(
+        OK if trained else STOP, "model", sentence + ("" if trained else "; nothing would be trained: thaw a part")
+    )
 
 
 def _best_metric(checks: Checks, trainer: MedVLMTrainer) -> None:

@@ -62,10 +62,10 @@ def _memory(checks: Checks, trainer: MedVLMTrainer, args: SimpleNamespace) -> No
         stage = read_deepspeed(trainer.args.deepspeed).get("zero_optimization", {}).get("stage", 0)
     needed = training_bytes(parameter_sizes(trainer.model), stage, trainer.args.world_size)
     free, where = _free_memory(trainer)
-    found = f"{needed / GIB:.2f} GiB a process for weights, gradients and moments, activations on top; "
-    found += f"{free / GIB:.1f} GiB free {where}"
+    sentence = f"{needed / GIB:.2f} GiB a process for weights, gradients and moments, activations on top; "
+    sentence += f"{free / GIB:.1f} GiB free {where}"
     state = OK if needed < 0.8 * free else WARNING
-    checks.add(state, "memory", found + ("" if state == OK else _save_memory(args)))
+    checks.add(state, "memory", sentence + ("" if state == OK else _save_memory(args)))
 
 
 def _save_memory(args: SimpleNamespace) -> str:
@@ -98,9 +98,9 @@ def _disk(checks: Checks, trainer: MedVLMTrainer) -> None:
     needed = once * ((trainer.args.save_total_limit or 2) + 1)
     folder = Path(str(trainer.args.output_dir)).resolve()
     free = shutil.disk_usage(next(path for path in [folder, *folder.parents] if path.exists())).free
-    found = f"{needed / 1e9:.1f} GB for checkpoints, {free / 1e9:.1f} GB free at {folder}"
+    sentence = f"{needed / 1e9:.1f} GB for checkpoints, {free / 1e9:.1f} GB free at {folder}"
     way_out = "; name a roomier --output_dir, or lower --save_total_limit"
-    checks.add(OK if free > needed else STOP, "disk", found + ("" if free > needed else way_out))
+    checks.add(OK if free > needed else STOP, "disk", sentence + ("" if free > needed else way_out))
 
 
 def _deepspeed(checks: Checks, trainer: MedVLMTrainer) -> None:

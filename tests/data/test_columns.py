@@ -111,7 +111,7 @@ def test_parquet_holds_the_same_studies_splits_and_hash(master: Path, monkeypatc
     assert [study for _, study in iter_parquet(parquet)] == list(StudyTable.open(parquet)) == rows
     table, plain = (load_splits(str(path), verify_images=False) for path in (parquet, master))
     assert isinstance(table.train, StudyTable) and not isinstance(plain.train, StudyTable)
-    assert {split: list(found) for split, found in table.studies.items()} == plain.studies
+    assert {split: list(studies) for split, studies in table.studies.items()} == plain.studies
     assert data_hash(table) == data_hash(plain) and pickle.loads(pickle.dumps(table.train))[7] == plain.train[7]
     assert [(entry.study_id, entry.reason) for entry in table.rejected] == [
         (entry.study_id, entry.reason) for entry in plain.rejected
@@ -178,11 +178,11 @@ def test_parquet_of_others_is_read_and_a_damaged_or_empty_one_refused(tmp_path: 
 
 def both(master: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[Splits, Splits]:
     """The splits from columns, and one study after the other."""
-    found = []
+    lines = []
     for limit in (0, 1 << 60):
         monkeypatch.setattr(columns, "ROWS_BELOW", limit)
-        found.append(load_splits(str(master), **options))
-    table, rows = found
+        lines.append(load_splits(str(master), **options))
+    table, rows = lines
     assert all(isinstance(studies, StudyTable) for studies in table.studies.values())
     assert not any(isinstance(studies, StudyTable) for studies in rows.studies.values())
     return table, rows
@@ -241,11 +241,11 @@ def test_priors_labels_and_conversations_come_of_columns_alike(
     for n in range(7, 300, 14):
         made[n]["study_date"] = None
     table, rows = both(write(master, made), monkeypatch, verify_images=False)
-    found, wanted = find_priors(*table.studies.values()), find_priors(*rows.studies.values())
-    assert isinstance(found, TablePriors) and dict(found) == wanted and 50 < len(found) == len(wanted)
-    assert "s4" not in found and "nobody" not in found and len({record.message for record in caplog.records}) == 1
+    priors, wanted = find_priors(*table.studies.values()), find_priors(*rows.studies.values())
+    assert isinstance(priors, TablePriors) and dict(priors) == wanted and 50 < len(priors) == len(wanted)
+    assert "s4" not in priors and "nobody" not in priors and len({record.message for record in caplog.records}) == 1
     with pytest.raises(KeyError):
-        pickle.loads(pickle.dumps(found))["nobody"]
+        pickle.loads(pickle.dumps(priors))["nobody"]
     for name in ("labels", "progression"):
         assert count_pairs(table.train, name) == count_pairs(rows.train, name) != Counter()
     options = ChatOptions(prior=True, views="all")

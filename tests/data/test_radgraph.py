@@ -137,7 +137,7 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
         ("[", "no JSON"),
         ("[]", "expected an object of reports, got list"),
@@ -151,8 +151,8 @@ def test_without_the_package_the_error_says_how_to_get_it(monkeypatch):
         ('{"s1": {"entities": {"1": null}}}', "entity '1' is no object"),
     ],
 )
-def test_errors_name_the_file_and_the_key(tmp_path, content, said):
+def test_errors_name_the_file_and_the_key(tmp_path, content, message):
     path = tmp_path / "broken.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ValueError, match=f"broken.json.*{said}"):
+    with pytest.raises(ValueError, match=f"broken.json.*{message}"):
         read_radgraph(path)

@@ -69,16 +69,16 @@ def test_margins_that_made_the_image_a_square_are_cut_off(size):
 def test_a_phrase_s_map_is_the_mean_over_its_words(family):
     model, tokenizer, prompts, look = family
     phrase = "The heart is enlarged."
-    found = phrase_maps(look, model, tokenizer, prompts, 0, REPORT, [phrase, "pleural effusion", "Fracture of a rib."])
+    maps = phrase_maps(look, model, tokenizer, prompts, 0, REPORT, [phrase, "pleural effusion", "Fracture of a rib."])
     encoded = tokenizer(REPORT, add_special_tokens=False)["input_ids"]
     before = tokenizer(REPORT[: REPORT.index(phrase)].strip(), add_special_tokens=False)["input_ids"]
     words = look(model, prompts, 0, torch.tensor(encoded))[len(before) :].mean(0)
-    assert torch.allclose(found[phrase].flatten(), words / words.sum(), atol=1e-5)
-    for grid in found.values():
+    assert torch.allclose(maps[phrase].flatten(), words / words.sum(), atol=1e-5)
+    for grid in maps.values():
         assert grid.sum() == pytest.approx(1, abs=1e-4) and grid.shape[0] == grid.shape[1]
-    said = torch.tensor(tokenizer("Fracture of a rib.", add_special_tokens=False)["input_ids"])
-    by_itself = look(model, prompts, 0, said).mean(0)
-    assert torch.allclose(found["Fracture of a rib."].flatten(), by_itself / by_itself.sum(), atol=1e-5)
+    pieces = torch.tensor(tokenizer("Fracture of a rib.", add_special_tokens=False)["input_ids"])
+    by_itself = look(model, prompts, 0, pieces).mean(0)
+    assert torch.allclose(maps["Fracture of a rib."].flatten(), by_itself / by_itself.sum(), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["blip", "llava", "qwen2_5_vl", "smolvlm"])

@@ -96,10 +96,10 @@ def test_a_folder_without_a_run_is_refused_by_name(tmp_path):
         write_report(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("text, found", [("{", "not JSON"), ("[1]", "expected one JSON object, found list")])
-def test_a_broken_results_file_is_named(tmp_path, text, found):
+@pytest.mark.parametrize("text, problem", [("{", "not JSON"), ("[1]", "expected one JSON object, found list")])
+def test_a_broken_results_file_is_named(tmp_path, text, problem):
     (tmp_path / "test_results.json").write_text(text)
-    with pytest.raises(ValueError, match=f"test_results.json.*{found}"):
+    with pytest.raises(ValueError, match=f"test_results.json.*{problem}"):
         load_run(tmp_path)
 
 

@@ -132,11 +132,11 @@ def test_phrases(phrase):
     assert {name: labels[name] for name, right in phrase["states"].items() if labels[name] not in right} == {}
 
 
-@pytest.mark.parametrize(("text", "said"), SAID, ids=[text[:60] for text, _ in SAID])
-def test_states(text, said):
+@pytest.mark.parametrize(("text", "states"), SAID, ids=[text[:60] for text, _ in SAID])
+def test_states(text, states):
     labels = label_report(text)
     assert list(labels) == list(CHEXPERT_14)
-    assert {k: v for k, v in labels.items() if v is not None and k != "No Finding"} == said
+    assert {k: v for k, v in labels.items() if v is not None and k != "No Finding"} == states
 
 
 @pytest.mark.parametrize(

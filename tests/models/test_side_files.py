@@ -49,8 +49,8 @@ def test_a_value_that_its_name_cannot_have_is_refused_with_file_and_name(tmp_pat
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError) as refused:
         check_side_files(tmp_path)
-    said = str(refused.value)
-    assert str(tmp_path / name) in said and word in said and "\n" not in said and len(said) < 700
+    message = str(refused.value)
+    assert str(tmp_path / name) in message and word in message and "\n" not in message and len(message) < 700
 
 
 def test_what_upstream_writes_passes():

@@ -33,18 +33,18 @@ def checks_of(splits, tmp_path, family="blip", **options):
         processing_class=getattr(made.evaluation, "tokenizer", None),
     )
     checks = preflight(trainer, splits, SimpleNamespace(training=training))
-    found = {}
+    told = {}
     for state, what, text in checks.lines:
-        found.setdefault(what, []).append((state, text))
-    return found, checks
+        told.setdefault(what, []).append((state, text))
+    return told, checks
 
 
 def test_a_sound_run_is_ok_from_top_to_bottom(splits, tmp_path):
-    found, checks = checks_of(splits, tmp_path, gradient_accumulation_steps=3, max_steps=10, dry_run=True)
-    assert {state for lines in found.values() for state, _ in lines} == {OK}
-    assert {"data", "leakage", "supervised", "batch", "model", "steps", "memory", "disk", "metrics"} <= set(found)
-    assert "10 steps of 24 studies (8 a device x 3 accumulated x 1 processes)" in found["steps"][0][1]
-    words = found["supervised"][1][1].lower().replace("' ", "'").split()[:3]
+    told, checks = checks_of(splits, tmp_path, gradient_accumulation_steps=3, max_steps=10, dry_run=True)
+    assert {state for lines in told.values() for state, _ in lines} == {OK}
+    assert {"data", "leakage", "supervised", "batch", "model", "steps", "memory", "disk", "metrics"} <= set(told)
+    assert "10 steps of 24 studies (8 a device x 3 accumulated x 1 processes)" in told["steps"][0][1]
+    words = told["supervised"][1][1].lower().replace("' ", "'").split()[:3]
     assert words[0].strip("'\"") in splits.train[0].text().lower()
     checks.stop_if_needed()
 
@@ -53,8 +53,8 @@ def test_a_patient_in_two_splits_stops_the_run(splits, tmp_path):
     one = splits.train[0]
     other = replace(splits.test[0], patient_id=one.patient_id)
     leaky = Splits({"train": splits.train, "validate": splits.validate, "test": [other]}, splits.image_folder, "x")
-    found, checks = checks_of(leaky, tmp_path)
-    assert found["leakage"][0][0] == STOP and repr(one.patient_id) in found["leakage"][0][1]
+    told, checks = checks_of(leaky, tmp_path)
+    assert told["leakage"][0][0] == STOP and repr(one.patient_id) in told["leakage"][0][1]
     with pytest.raises(ValueError, match="the preflight stops the run.*two splits.*--patient_column"):
         checks.stop_if_needed()
 
@@ -62,9 +62,9 @@ def test_a_patient_in_two_splits_stops_the_run(splits, tmp_path):
 def test_an_image_in_two_splits_is_a_warning(splits, tmp_path):
     other = replace(splits.test[0], images=splits.train[0].images)
     leaky = Splits({"train": splits.train, "validate": [], "test": [other]}, splits.image_folder, "x")
-    found, _ = checks_of(leaky, tmp_path, eval_strategy="no")
-    assert found["leakage"][0][0] == WARNING
-    assert (WARNING, "the validate split is empty; there will be no validate scores") in found["data"]
+    told, _ = checks_of(leaky, tmp_path, eval_strategy="no")
+    assert told["leakage"][0][0] == WARNING
+    assert (WARNING, "the validate split is empty; there will be no validate scores") in told["data"]
 
 
 def test_memory_is_the_sum_that_zero_s_paper_gives():
@@ -80,8 +80,8 @@ def test_memory_is_the_sum_that_zero_s_paper_gives():
 
 def test_a_full_disk_stops_the_run(splits, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=10))
-    found, _ = checks_of(splits, tmp_path)
-    assert found["disk"][0][0] == STOP and "--save_total_limit" in found["disk"][0][1]
+    told, _ = checks_of(splits, tmp_path)
+    assert told["disk"][0][0] == STOP and "--save_total_limit" in told["disk"][0][1]
 
 
 def test_a_tracker_that_is_not_installed_stops_the_run(monkeypatch):
@@ -98,24 +98,24 @@ def test_a_push_lists_its_files_and_tries_the_hub(splits, tmp_path, monkeypatch)
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr("huggingface_hub.hf_api.ENDPOINT", hub.url, raising=False)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        found, _ = checks_of(splits, tmp_path, push_to_hub=True, hub_token=TOKEN)
-        assert found["Hub"] == [(OK, "it answers and knows you")] and hub.repos == {}
-        assert "(private)" in found["push"][0][1] and "model.safetensors" in found["push"][0][1]
-        found, _ = checks_of(splits, tmp_path, push_to_hub=True, hub_token="hf_wrong")
-        assert found["Hub"][0][0] == WARNING and "push later with" in found["Hub"][0][1]
+        told, _ = checks_of(splits, tmp_path, push_to_hub=True, hub_token=TOKEN)
+        assert told["Hub"] == [(OK, "it answers and knows you")] and hub.repos == {}
+        assert "(private)" in told["push"][0][1] and "model.safetensors" in told["push"][0][1]
+        told, _ = checks_of(splits, tmp_path, push_to_hub=True, hub_token="hf_wrong")
+        assert told["Hub"][0][0] == WARNING and "push later with" in told["Hub"][0][1]
 
 
 def test_an_offline_hub_and_closed_data_are_told_before_training(splits, tmp_path):
     closed = [replace(s, source="MIMIC-CXR", licence="PhysioNet Credentialed") for s in splits.train]
     data = Splits({"train": closed, "validate": splits.validate, "test": splits.test}, splits.image_folder, "x")
-    found, _ = checks_of(data, tmp_path, push_to_hub=True, hub_private_repo=False)
-    assert found["Hub"] == [(WARNING, "HF_HUB_OFFLINE is set; unset it, or leave out --push_to_hub")]
-    assert found["push"][1][0] == STOP and "--hub_public_acknowledged" in found["push"][1][1]
+    told, _ = checks_of(data, tmp_path, push_to_hub=True, hub_private_repo=False)
+    assert told["Hub"] == [(WARNING, "HF_HUB_OFFLINE is set; unset it, or leave out --push_to_hub")]
+    assert told["push"][1][0] == STOP and "--hub_public_acknowledged" in told["push"][1][1]
 
 
 def test_a_misspelt_best_metric_stops_the_run_and_an_undefined_one_is_no_better(splits, tmp_path):
-    found, checks = checks_of(splits, tmp_path, metric_for_best_model="cidre")
-    assert found["best metric"] == [(STOP, found["best metric"][0][1])] and "'cider'" in found["best metric"][0][1]
+    told, checks = checks_of(splits, tmp_path, metric_for_best_model="cidre")
+    assert told["best metric"] == [(STOP, told["best metric"][0][1])] and "'cider'" in told["best metric"][0][1]
     assert "best metric" not in checks_of(splits, tmp_path, metric_for_best_model="eval_findings_f1_micro")[0]
     made = build("medklip", splits)
     trainer = made.trainer_class(

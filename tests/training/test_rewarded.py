@@ -162,8 +162,8 @@ def test_sampling_follows_the_distribution_at_the_temperature(splits):
     sampling = SeededSampling(draws, start=1, temperature=2.0)
     chosen = sampling(torch.zeros(4000, 1, dtype=torch.long), scores).argmax(1)
     wanted = (scores[0] / 2).softmax(0)
-    found = torch.tensor([Counter(chosen.tolist())[token] / 4000 for token in range(4)])
-    assert (found - wanted).abs().max() < 0.03 and found[3] == 0
+    shares = torch.tensor([Counter(chosen.tolist())[token] / 4000 for token in range(4)])
+    assert (shares - wanted).abs().max() < 0.03 and shares[3] == 0
     torch.testing.assert_close(sampling.log_probs[:, 0].exp(), wanted[chosen])
     torch.testing.assert_close(draw_numbers(rows[1:], 2000, 1, seed=0, step=3), draws[2000:])
     assert not torch.equal(draw_numbers(rows, 2000, 1, seed=0, step=4), draws)
@@ -247,7 +247,7 @@ def test_the_studys_own_report_is_learnt_beside_the_sampled_ones(splits, tmp_pat
     assert torch.equal(batch["labels"][2::3, :width], plain["labels"])
     result = trainer.objective(model, batch)
     result.loss.backward()
-    found = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
+    gradients = {name: value.grad.clone() for name, value in model.named_parameters() if value.grad is not None}
     model.zero_grad()
 
     sampled = {name: value if len(value) == 3 else value[~batch["supervised"]] for name, value in batch.items()}
@@ -262,16 +262,16 @@ def test_the_studys_own_report_is_learnt_beside_the_sampled_ones(splits, tmp_pat
     torch.testing.assert_close(result.loss_terms["supervised"], 3 * nll.detach() / tokens)
     for name, value in model.named_parameters():
         if value.grad is not None:
-            torch.testing.assert_close(found[name], value.grad, rtol=1e-3, atol=1e-6)
+            torch.testing.assert_close(gradients[name], value.grad, rtol=1e-3, atol=1e-6)
     assert int(result.per_study["tokens"].sum()) == int((sampled["labels"][:, 1:] != -100).sum())
 
 
-def moves(found: dict, before: dict) -> dict:
-    return {key: found[key] - value for key, value in before.items() if value.is_floating_point() and key in found}
+def moves(step: dict, before: dict) -> dict:
+    return {key: step[key] - value for key, value in before.items() if value.is_floating_point() and key in step}
 
 
-def assert_same_step(found: dict, wanted: dict, before: dict) -> None:
-    ours, theirs = moves(found, before), moves(wanted, before)
+def assert_same_step(step: dict, wanted: dict, before: dict) -> None:
+    ours, theirs = moves(step, before), moves(wanted, before)
     assert max(move.abs().max() for move in theirs.values()) > 1e-4
     for key in ours:  # what is tied to another is not saved
         assert (ours[key] - theirs[key]).abs().max() <= 1e-4 * theirs[key].abs().max() + 1e-6, key
@@ -312,10 +312,10 @@ def test_two_processes_take_the_same_step(mode, root, cache, tmp_path, one_step)
     sharded = [] if mode == "ddp" else ["--deepspeed", root / "ds_configs" / f"{mode}.json"]
     together(root / "tests" / "training" / "reward_steps.py", tmp_path, *sharded)
     assert_same_step(load_file(tmp_path / "model.safetensors"), wanted, before)
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert found["losses"] == pytest.approx([logged["loss"]], rel=1e-4)
+    step = json.loads((tmp_path / "found.json").read_text())
+    assert step["losses"] == pytest.approx([logged["loss"]], rel=1e-4)
     for name in ("reward", "reward_std", "kl", "distinct", "length"):
-        assert found["logged"][name] == pytest.approx(logged[name], rel=1e-4), name
+        assert step["logged"][name] == pytest.approx(logged[name], rel=1e-4), name
 
 
 def test_killed_and_resumed_it_ends_on_the_same_weights(splits, tmp_path):
@@ -340,7 +340,7 @@ def test_the_preflight_stops_a_reward_that_pays_for_long_reports(splits, tmp_pat
     long = Reward({"words": lambda texts, studies: [len(text.split()) for text in texts]}, {"words": 1.0})
     checks = Checks()
     make_reward_trainer(splits, tmp_path, long).check_family(checks)
-    assert any(state == STOP and "pays for long reports" in found for state, _, found in checks.lines)
+    assert any(state == STOP and "pays for long reports" in sentence for state, _, sentence in checks.lines)
     with pytest.raises(ValueError, match="pays for long reports"):
         checks.stop_if_needed()
 

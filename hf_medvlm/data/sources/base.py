@@ -90,16 +90,16 @@ class EntryError(ValueError):
 def nearest(name: str, names: Iterable[str]) -> str:
     """ "; did you mean 'x'?" where one of `names` resembles `name` (case aside), else nothing."""
     lower = {other.lower(): other for other in names}
-    found = difflib.get_close_matches(name.lower(), lower, n=1)
-    return f"; did you mean {lower[found[0]]!r}?" if found else ""
+    close = difflib.get_close_matches(name.lower(), lower, n=1)
+    return f"; did you mean {lower[close[0]]!r}?" if close else ""
 
 
-def require_columns(path: str | Path, found: Sequence[str], required: Iterable[str]) -> None:
+def require_columns(path: str | Path, columns: Sequence[str], required: Iterable[str]) -> None:
     """Raise `ValueError` for the first required column that is not there, naming its neighbour and all there are."""
     for name in required:
-        if name not in found:
+        if name not in columns:
             raise ValueError(
-                f"{path}: no column {name!r}{nearest(name, found)} (columns: {clipped(', '.join(found)) or 'none'})"
+                f"{path}: no column {name!r}{nearest(name, columns)} (columns: {clipped(', '.join(columns)) or 'none'})"
             )
 
 
@@ -119,11 +119,11 @@ def find_table(root: Path, folders: Iterable[str], name: str) -> Path | None:
 
 def files_by_stem(root: Path, folders: Iterable[str]) -> dict[str, str]:
     """File name without ending -> path below the root, of the files of these folders; the first folder wins."""
-    found: dict[str, str] = {}
+    matches: dict[str, str] = {}
     for folder in folders:
         for name in list_folder(root / folder) if (root / folder).is_dir() else ():
-            found.setdefault(Path(name).stem, (Path(folder) / name).as_posix())
-    return found
+            matches.setdefault(Path(name).stem, (Path(folder) / name).as_posix())
+    return matches
 
 
 def read_csv(
@@ -266,10 +266,10 @@ def link_priors(studies: Sequence[Study], linked: bool = False) -> list[Study]:
     if linked and all(study.prior_study_id is None or study.prior_study_id in ids for study in studies):
         return list(studies)
     priors = find_priors((study.patient_id, study.study_id, study.study_date) for study in studies if study.study_date)
-    found = [study.prior_study_id if study.prior_study_id in ids else priors.get(study.study_id) for study in studies]
+    links = [study.prior_study_id if study.prior_study_id in ids else priors.get(study.study_id) for study in studies]
     return [
         study if prior == study.prior_study_id else replace(study, prior_study_id=prior)
-        for study, prior in zip(studies, found, strict=True)
+        for study, prior in zip(studies, links, strict=True)
     ]
 
 

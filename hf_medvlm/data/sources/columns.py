@@ -133,7 +133,7 @@ def recognise(
         by_name.setdefault(plain_name(column), column)
     taken = set(named)
 
-    def found(role: str, given: str | None = None) -> str | None:
+    def column_of(role: str, given: str | None = None) -> str | None:
         if given:
             return given
         exact = role if role in columns else None
@@ -143,19 +143,19 @@ def recognise(
         taken.add(column)
         return column
 
-    image_column = found("image", several[0])
+    image_column = column_of("image", several[0])
     if image_column is None:
         raise ValueError(
             f"{path}:1: no column 'image' or another that is known to hold images; name it with "
             f"--image_column{_shown(columns)}"
         )
     chosen = Columns((image_column, *filter(None, several[1:])), sections)
-    chosen.patient, chosen.split = found("patient_id", patient), found("split", split)
-    chosen.date = found("study_date", date)
-    chosen.time = found("study_time") if chosen.date else None
-    chosen.study_id = found("study_id") or (image_column if plain_name(image_column) in NAMES["study_id"] else None)
-    chosen.view, chosen.label_lists = found("view"), found("labels")
-    chosen.picked = {name: picked for name in PICKED_UP if (picked := found(name))}
+    chosen.patient, chosen.split = column_of("patient_id", patient), column_of("split", split)
+    chosen.date = column_of("study_date", date)
+    chosen.time = column_of("study_time") if chosen.date else None
+    chosen.study_id = column_of("study_id") or (image_column if plain_name(image_column) in NAMES["study_id"] else None)
+    chosen.view, chosen.label_lists = column_of("view"), column_of("labels")
+    chosen.picked = {name: picked for name in PICKED_UP if (picked := column_of(name))}
     findings = {plain_name(name): name for name in CHEXPERT_14}
     chosen.labels = {
         column: findings[plain_name(column)]

@@ -31,18 +31,18 @@ def find_priors(*groups: Iterable[Study]) -> Mapping[str, Study]:
     Raises:
         ValueError: a prior of another patient, or one that is newer than the study; the message names both.
     """
-    found: Mapping[str, Study]
+    priors: Mapping[str, Study]
     if tables := tables_of([group for group in groups if isinstance(group, Sequence)]):
-        found, absent = priors_of(tables, check_prior)
+        priors, absent = priors_of(tables, check_prior)
     else:
-        found, absent = _priors_by_id({study.study_id: study for group in groups for study in group})
+        priors, absent = _priors_by_id({study.study_id: study for group in groups for study in group})
     if absent:
         logger.warning("%d studies name a prior that is not in the data set; they count as having none", absent)
-    return found
+    return priors
 
 
 def _priors_by_id(by_id: Mapping[str, Study]) -> tuple[dict[str, Study], int]:
-    found, absent = {}, 0
+    priors, absent = {}, 0
     for study in by_id.values():
         if study.prior_study_id is None:
             continue
@@ -51,8 +51,8 @@ def _priors_by_id(by_id: Mapping[str, Study]) -> tuple[dict[str, Study], int]:
             absent += 1
             continue
         check_prior(study, prior)
-        found[study.study_id] = prior
-    return found, absent
+        priors[study.study_id] = prior
+    return priors, absent
 
 
 def check_prior(study: Study, prior: Study) -> None:

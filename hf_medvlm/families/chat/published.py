@@ -249,9 +249,9 @@ def read_vision_tower(tower: Path | None, folder: Path) -> dict[str, Tensor]:
         )
     config = vision_config(tower, {})
     if config.model_type == "clip_vision_model":
-        found = {key: value for key, value in read_weights(tower).items() if key.startswith("vision_model.")}
-        if found:
-            return {VISION + key.removeprefix("vision_model."): value for key, value in found.items()}
+        tensors = {key: value for key, value in read_weights(tower).items() if key.startswith("vision_model.")}
+        if tensors:
+            return {VISION + key.removeprefix("vision_model."): value for key, value in tensors.items()}
     with _unsharded():
         weights = {f"model.vision_tower.{key}": v for key, v in load_tower(tower, "vision").state_dict().items()}
     if config.model_type == "vit":  # has a pooler behind the layers, which LLaVA does not read

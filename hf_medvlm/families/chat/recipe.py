@@ -73,7 +73,9 @@ def load_conversations(args: SimpleNamespace) -> Splits:
         turn=args.training.main_process_first(local=False),
     )
     options = chat_options(data)
-    return replace(splits, studies={name: with_conversations(found, options) for name, found in splits.studies.items()})
+    return replace(
+        splits, studies={name: with_conversations(studies, options) for name, studies in splits.studies.items()}
+    )
 
 
 def chat_options(data: ConversationDataArguments) -> ChatOptions:

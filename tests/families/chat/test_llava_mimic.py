@@ -257,11 +257,11 @@ def test_questions_are_scored_beside_the_majority_answer(recipe, shared, tmp_pat
     data = shared / "data" / "vqa_rad_cxr"
     options = ["--max_steps", "2", "--eval_studies", "30", *SMALL, *QUIET, "--per_device_train_batch_size", "4"]
     recipe("--data_path", data / "qa.csv", "--output_dir", tmp_path, *options, "--verify_images", "False")
-    found = json.loads((tmp_path / "test_results.json").read_text())
+    results = json.loads((tmp_path / "test_results.json").read_text())
     for name in ("closed_accuracy", "open_accuracy"):
-        assert 0 <= found["metrics"][name] <= 1 and 0 <= found["baselines"]["majority_answer"][name] <= 1
-        assert name in capsys.readouterr().out or name in found["protocol"]
-    assert found["baselines"]["majority_answer"]["closed_accuracy"] > 0.3
+        assert 0 <= results["metrics"][name] <= 1 and 0 <= results["baselines"]["majority_answer"][name] <= 1
+        assert name in capsys.readouterr().out or name in results["protocol"]
+    assert results["baselines"]["majority_answer"]["closed_accuracy"] > 0.3
 
 
 def test_a_dry_run_shows_what_a_run_would_do(recipe, data, tmp_path, capsys):

@@ -77,9 +77,9 @@ def test_a_run_of_grpo_is_a_run_like_any_other(grpo):
 @pytest.mark.slow
 def test_grpo_killed_and_resumed_ends_on_the_same_weights(grpo, tmp_path):
     run(tmp_path / "resumed", *STEPS, "--resume_from_checkpoint", grpo / "checkpoint-1")
-    wanted, found = load_file(grpo / "model.safetensors"), load_file(tmp_path / "resumed" / "model.safetensors")
-    assert wanted.keys() == found.keys()
-    assert all(torch.equal(found[name], value) for name, value in wanted.items())
+    wanted, resumed = load_file(grpo / "model.safetensors"), load_file(tmp_path / "resumed" / "model.safetensors")
+    assert wanted.keys() == resumed.keys()
+    assert all(torch.equal(resumed[name], value) for name, value in wanted.items())
 
 
 @pytest.mark.slow
@@ -116,8 +116,8 @@ def test_trl_is_given_each_term_and_its_weight():
     assert [function.__name__ for function in functions] == ["findings_f1", "cider"] and weights == [2.0, 1.0]
     noted = {}
     completions = [[{"role": "assistant", "content": text}] for text in ("Mild cardiomegaly.", " Lungs are clear. ")]
-    found = functions[0](prompts=[], completions=completions, place=[2, 1], log_metric=noted.__setitem__)
-    assert found == [1.0, 1.0] and noted == {"distinct": 1.0}
+    rewards = functions[0](prompts=[], completions=completions, place=[2, 1], log_metric=noted.__setitem__)
+    assert rewards == [1.0, 1.0] and noted == {"distinct": 1.0}
 
 
 def test_the_best_and_the_worst_report_of_a_study_are_a_pair():

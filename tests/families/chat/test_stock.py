@@ -212,8 +212,8 @@ def test_a_saved_model_opens_in_a_python_without_this_package(tmp_path: Path) ->
     assert ended.returncode == 0, ended.stderr[-2000:]
     text = processor.apply_chat_template([{"role": "user", "content": [{"type": "text", "text": "Clear?"}]}])
     with torch.no_grad():
-        own = model(input_ids=processor(text=[text], return_tensors="pt").input_ids).logits.double().sum().item()
-    assert float(ended.stdout.split()[-1]) == pytest.approx(own, abs=1e-6)
+        expected = model(input_ids=processor(text=[text], return_tensors="pt").input_ids).logits.double().sum().item()
+    assert float(ended.stdout.split()[-1]) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

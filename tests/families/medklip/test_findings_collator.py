@@ -79,13 +79,13 @@ def test_triplets_of_the_study_itself_win_over_its_report(study):
 
 
 def test_bad_settings_and_studies_are_refused(collator):
-    for changes, said in (
+    for changes, message in (
         ({"entities": ()}, "list of entities is empty"),
         ({"unmentioned": "zero"}, "unmentioned must be one of ignore, absent"),
         ({"position_samples": 1}, "2 to 51"),
         ({"position_samples": 99}, "2 to 51"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             replace(collator, **changes)
     with pytest.raises(ValueError, match="'s1' has no image"):
         collator([Study("s1", "p1", findings="Clear.")])

@@ -109,16 +109,16 @@ def test_any_sizes_survive_the_published_layout_and_back(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "keys, said",
+    "keys, message",
     [
         (["encoder.encoder.conv1.weight", "projector.model.0.weight"], "a BioViL image model checkpoint"),
         (["visual.trunk.x", "text.transformer.y"], "BiomedCLIP"),
         (["something"], "an unknown checkpoint"),
     ],
 )
-def test_a_checkpoint_of_another_kind_is_named(keys, said, tmp_path):
+def test_a_checkpoint_of_another_kind_is_named(keys, message, tmp_path):
     torch.save({key: torch.zeros(1) for key in keys}, tmp_path / "x.pth")
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         MedKlipModel.from_published(tmp_path / "x.pth")
 
 
