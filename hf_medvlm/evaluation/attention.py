@@ -47,6 +47,7 @@ def phrase_maps(
         prompts: of a batch; `row` is the study's. text: the report, in which a phrase stands; a phrase that does not is
             looked for as if the model had written it alone.
     """
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in their places
     maps: dict[str, Tensor] = {}
     for written in dict.fromkeys(text if phrase in text else phrase for phrase in phrases):
         ids, offsets = _encode(tokenizer, written)

@@ -129,6 +129,7 @@ PIXELS = _settings(
         *((name, sides) for name in ("size", "crop_size", "max_image_size", "pad_size")),
         *((name, sizes) for name in ("patch_size", "*merge_size", "temporal_patch_size")),
         ("*token_id", token_ids),
+        ("*_per_token", real),
         ("*_token", token),
         *((name, some) for name in ("image_seq*", "num_additional_image_tokens", "min_pixels", "max_pixels")),
         *((name, words) for name in ("*_class", "*_type", "*_strategy", "data_format", "*_data_format")),

@@ -161,7 +161,7 @@ def test_killed_and_started_again_it_does_only_what_is_missing(saved, master, sp
 
 def test_predictions_of_another_model_are_not_mixed_in(saved, folder, tmp_path):
     out = predict(saved("dual_encoder")[0], folder, "--out", tmp_path / "out")
-    with pytest.raises(ValueError, match="other model"):
+    with pytest.raises(ValueError, match="another value of model"):
         predict(saved("patch_ib")[0], folder, "--out", out)
     with pytest.raises(ValueError, match="other maps"):
         predict(saved("dual_encoder")[0], folder, "--out", out, "--maps", 1)
