@@ -197,7 +197,8 @@ def alone(_built: dict[str, Family], splits, tmp_path_factory):
 def launched(cache: Path, root: Path, tmp_path_factory, request: pytest.FixtureRequest):
     """Runs tests/steps.py in two real processes, once a mode, for all families that were asked for (`-k`) together."""
     done: dict[str, Path] = {}
-    names = {item.callspec.params["name"] for item in request.session.items if "launched" in item.fixturenames}
+    here = [item for item in request.session.items if item.path == request.path and "launched" in item.fixturenames]
+    names = {item.callspec.params["name"] for item in here}
 
     def run(mode: str) -> Path:
         if mode not in done:

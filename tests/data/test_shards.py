@@ -151,17 +151,17 @@ def test_a_row_group_leaves_the_memory_when_others_are_read(tmp_path: Path, monk
 def test_shards_that_change_are_read_anew_and_their_pictures_checked_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from hf_medvlm.data import verification
+
+    monkeypatch.setattr(verification, "settled", lambda times: times > 0)
     shard = write_tar(
         tmp_path / "a.tar", {"1.txt": b"One.", "1.png": picture(1), "2.txt": b"Two.", "2.png": b"x" * 200}
     )
     with pytest.warns(UserWarning, match="no patient column"):
         splits, studies = studies_of(shard)
     assert set(studies) == {"1"} and splits.rejections() == {"image cannot be read": 1}
-    from hf_medvlm.data import verification
-
     paths = [study.images[0].path for study in studies.values()]
     monkeypatch.setattr(verification, "why_unusable", lambda path: f"read again: {path}")
-    monkeypatch.setattr(verification, "settled", lambda times: times > 0)
     splits, studies = studies_of(shard)
     write_tar(shard, {"1.txt": b"One more.", "1.png": picture(1)})
     assert "read again" in check_images(tmp_path, paths)[paths[0]]

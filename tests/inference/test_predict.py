@@ -163,7 +163,7 @@ def test_predictions_of_another_model_are_not_mixed_in(saved, folder, tmp_path):
     out = predict(saved("dual_encoder")[0], folder, "--out", tmp_path / "out")
     with pytest.raises(ValueError, match="another value of model"):
         predict(saved("patch_ib")[0], folder, "--out", out)
-    with pytest.raises(ValueError, match="other maps"):
+    with pytest.raises(ValueError, match="another value of maps"):
         predict(saved("dual_encoder")[0], folder, "--out", out, "--maps", 1)
     predict(saved("patch_ib")[0], folder, "--out", out, "--overwrite")
     assert json.loads((out / "run.json").read_text())["model_class"] == "PatchIBModel"
