@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from sacrebleu.metrics.bleu import BLEUScore
 
 ORDER = 4
 # Columns of the counts: candidate length, shortest and closest reference length, matches and candidates for n = 1..4.
@@ -72,21 +76,27 @@ def coco_bleu(counts: np.ndarray, order: int) -> np.ndarray:
         return _geometric_mean(precisions, order) * np.exp(np.minimum(0.0, 1.0 - 1.0 / ratio))
 
 
-def sacre_bleu(counts: np.ndarray) -> np.ndarray:
-    """sacreBLEU's corpus score / 100: closest reference length, zero matches smoothed exponentially (Post 2018)."""
+def _sacre(row: np.ndarray) -> BLEUScore:
     from sacrebleu.metrics import BLEU
 
-    scores = [
-        BLEU.compute_bleu(
-            correct=row[MATCHES].astype(int).tolist(),
-            total=row[CANDIDATES].astype(int).tolist(),
-            sys_len=int(row[LENGTH]),
-            ref_len=int(row[CLOSEST]),
-            smooth_method="exp",
-        ).score
-        for row in counts
-    ]
-    return np.array(scores) / 100
+    return BLEU.compute_bleu(
+        correct=row[MATCHES].astype(int).tolist(),
+        total=row[CANDIDATES].astype(int).tolist(),
+        sys_len=int(row[LENGTH]),
+        ref_len=int(row[CLOSEST]),
+        smooth_method="exp",
+    )
+
+
+def sacre_bleu(counts: np.ndarray) -> np.ndarray:
+    """sacreBLEU's corpus score / 100: closest reference length, zero matches smoothed exponentially (Post 2018)."""
+    return np.array([_sacre(row).score for row in counts]) / 100
+
+
+def sacre_bleu_details(sums: np.ndarray) -> dict[str, Any]:
+    """The other keys of `evaluate`'s sacrebleu, from the summed counts (11,)."""
+    result = _sacre(sums)
+    return {name: getattr(result, name) for name in ("counts", "totals", "precisions", "bp", "sys_len", "ref_len")}
 
 
 def sentence_bleu(counts: np.ndarray) -> np.ndarray:

@@ -27,6 +27,7 @@ from hf_medvlm.metrics.bleu import (
     coco_bleu,
     corpus_bleu,
     sacre_bleu,
+    sacre_bleu_details,
     sentence_bleu,
 )
 from hf_medvlm.metrics.cider import cider
@@ -298,10 +299,7 @@ class Metric(base.InMemory, evaluate.Metric):
         if self.config_name == "bleu":
             result |= {"bleu": result["bleu4"], **_bleu_details(sums)}
         elif self.config_name == "sacrebleu":
-            result["score"] = 100 * result["sacrebleu"]
-            listed = [(texts,) if isinstance(texts, str) else tuple(texts) for texts in references]
-            if listed:
-                result = BY_NAME["sacrebleu"](*_cleaned(list(predictions), listed, self.cleaning)) | result
+            result |= {"score": 100 * result["sacrebleu"], **sacre_bleu_details(sums)}
         return result | {"protocol": _joined_protocol(measured)}
 
 
