@@ -70,7 +70,7 @@ def make_studies(folder: str | Path, count: int = 2000, seed: int = 0, size: int
             _make(folder, settings)
         except OSError as error:
             raise OSError(
-                f"could not write made-up studies to {folder}: {error.strerror or error}; name a roomier folder with "
+                f"could not write made-up studies to {folder}: {error.strerror or error}; name another folder with "
                 "the environment variable HF_MEDVLM_CACHE"
             ) from error
     return read_jsonl(folder / STUDIES)
