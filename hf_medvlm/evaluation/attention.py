@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_medvlm.language.findings import label_report
 from hf_medvlm.language.sections import sentences
+from hf_medvlm.models.towers import inside_peft
 
 WordAttention = Callable[[Any, Mapping[str, Tensor], int, Tensor], Tensor]
 """(model, prompts of a batch, row, ids (T,) that follow its prompt) -> (T, P): where each was looked for, before it was
@@ -47,7 +48,7 @@ def phrase_maps(
         prompts: of a batch; `row` is the study's. text: the report, in which a phrase stands; a phrase that does not is
             looked for as if the model had written it alone.
     """
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # adapters stay in their places
+    model = inside_peft(model)
     maps: dict[str, Tensor] = {}
     for written in dict.fromkeys(text if phrase in text else phrase for phrase in phrases):
         ids, offsets = _encode(tokenizer, written)

@@ -100,6 +100,7 @@ GENERATION = _settings(
 )
 _ADDED = record("content", content=words, lstrip=flag, rstrip=flag, normalized=flag, single_word=flag, special=flag)
 _TOKENS = either(named(token), many(token))
+_TEMPLATE = either(many(record("name template", name=words, template=words)), named(words), words)
 TOKENIZER = _settings(
     (
         ("auto_map", anything),
@@ -112,7 +113,7 @@ TOKENIZER = _settings(
         ("additional_special_tokens", _TOKENS),
         ("*special_tokens", _TOKENS),
         ("model_input_names", many(words)),
-        ("chat_template", either(many(record("name template", name=words, template=words)), named(words), words)),
+        ("chat_template", _TEMPLATE),
         *((name, flag) for name in ("do_*", "add_*_space", "clean_up_*", "split_special*", "strip_accents")),
         *((name, flag) for name in ("legacy", "use_default_system_prompt", "tokenize_chinese_chars")),
         *((name, words) for name in ("*_class", "name_or_path", "backend", "*_file", "padding_strategy")),
@@ -133,7 +134,7 @@ PIXELS = _settings(
         ("*_token", token),
         *((name, some) for name in ("image_seq*", "num_additional_image_tokens", "min_pixels", "max_pixels")),
         *((name, words) for name in ("*_class", "*_type", "*_strategy", "data_format", "*_data_format")),
-        ("chat_template", either(many(record("name template", name=words, template=words)), named(words), words)),
+        ("chat_template", _TEMPLATE),
     )
 )
 FILES: dict[str, Kind] = {

@@ -55,6 +55,11 @@ def freeze(module: nn.Module, frozen: bool = True) -> None:
     stay_in_evaluation(module, frozen)
 
 
+def inside_peft(model: Any) -> Any:
+    """The model inside peft's wrapper, its adapters in their places; any other model as it is."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 def stay_in_evaluation(module: nn.Module, stay: bool = True) -> None:
     """Evaluation mode for good: `model.train()` passes `module` by. With `stay=False` it follows the model again."""
     if stay:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hf_medvlm.checked import count, either, many, named, number, record, words
-from hf_medvlm.data.disk import disk_trouble, naming_what_is_written  # noqa: F401 - asked for here by the trainer
 from hf_medvlm.data.files import read_json, write_json
 from hf_medvlm.errors import clipped
 from hf_medvlm.training.deepspeed import read_deepspeed

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from hf_medvlm.models.towers import stay_in_evaluation
+from hf_medvlm.models.towers import inside_peft, stay_in_evaluation
 from hf_medvlm.training.arguments import option, split_names
 from hf_medvlm.training.lora import add_lora
 
@@ -119,8 +119,7 @@ def parts_of(model: PreTrainedModel) -> Parts:
     Raises:
         ValueError: the class does not say where its towers are; the message names its modules.
     """
-    wrapper: Any = model
-    model = wrapper.get_base_model() if hasattr(model, "get_base_model") else model
+    model = inside_peft(model)
     stated: Mapping[str, tuple[str, ...]] | None = getattr(model, "part_modules", None)
     if stated is None:
         vision, language = _stock_towers(model)

@@ -134,14 +134,14 @@ class PolicyObjective:
         if self.supervised_weight:
             terms["supervised"] = -self.supervised_weight * (log_probs * supervised).sum() / total
         sampled = mask & ~supervised
-        per_text = {"tokens": sampled.sum(1), "clipped": (beyond & sampled).sum(1)}
+        sums = {"tokens": sampled.sum(1), "clipped": (beyond & sampled).sum(1)}
         if self.kl_weight:
             distance = batch["reference_log_probs"] - log_probs
             kl = (distance.exp() - distance - 1) * sampled
             terms["kl"] = self.kl_weight * kl.sum() / total
-            per_text["kl"] = kl.detach().sum(1)
+            sums["kl"] = kl.detach().sum(1)
         return ObjectiveOutput(
             loss=sum(terms.values(), log_probs.new_zeros(())),
             loss_terms={name: term.detach() for name, term in terms.items()},
-            per_study=per_text,
+            per_study=sums,
         )

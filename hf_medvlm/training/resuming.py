@@ -20,10 +20,10 @@ from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, Traine
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import TrainOutput
 
+from hf_medvlm.data.disk import naming_what_is_written
 from hf_medvlm.data.files import write_json
 from hf_medvlm.training.checkpoints import (
     last_checkpoint,
-    naming_what_is_written,
     remove_checkpoint,
     rotate,
     what_is_wrong,

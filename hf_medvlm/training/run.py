@@ -20,6 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_medvlm import __version__
 from hf_medvlm.data.counting import count_patients, hash_studies
+from hf_medvlm.data.disk import naming_what_is_written
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, load_json, write_json
 from hf_medvlm.data.load import Splits, load_splits
@@ -32,7 +33,6 @@ from hf_medvlm.shipped import checkout_commit
 from hf_medvlm.training.callbacks import Throughput, peak_memory_mb
 from hf_medvlm.training.checkpoints import (
     all_checkpoints,
-    naming_what_is_written,
     remove_checkpoint,
 )
 from hf_medvlm.training.folders import RUN_FILE

@@ -8,14 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
+from hf_medvlm.data.disk import disk_trouble, naming_what_is_written
 from hf_medvlm.data.locks import LOCK, release
 from hf_medvlm.training import folders
 from hf_medvlm.training.checkpoints import (
     MANIFEST,
     checkpoint_to_resume,
-    disk_trouble,
     last_checkpoint,
-    naming_what_is_written,
     rotate,
     what_is_wrong,
     write_manifest,

@@ -33,6 +33,7 @@ from hf_medvlm.families.chat.recipe import ChatTrainer, chat_options
 from hf_medvlm.families.chat.rendering import chat_template_of, end_of_turn
 from hf_medvlm.families.chat.stock import ChatObjective, load_stock
 from hf_medvlm.families.chat.tiny_qwen import tiny_qwen, tiny_qwen_processor, train_byte_tokenizer
+from hf_medvlm.models.towers import inside_peft
 from hf_medvlm.training.checks import Checks
 from hf_medvlm.training.deepspeed import unsharded
 from hf_medvlm.training.lora import quantise
@@ -124,7 +125,7 @@ def message_trainer(model: Any, processor: ProcessorMixin, splits: Splits, args:
     Raises:
         ValueError: `--packing` for a family whose samples would see one another.
     """
-    stock = model.get_base_model() if hasattr(model, "get_base_model") else model
+    stock = inside_peft(model)
     kind = stock.config.model_type
     if args.training.packing:
         check_packable(kind)

@@ -132,8 +132,8 @@ def load_reporter(args: SimpleNamespace, splits: Splits) -> tuple[Any, LlavaProc
     else:
         model = _load_weights(options, args.training)
         tower = None if options.vision_tower is None else find_folder(options.vision_tower)
-        pixels = pixels_folder(find_folder(options.model_name_or_path), tower)
-        tokenizer = load_tokenizer(find_folder(options.model_name_or_path))
+        checkpoint = find_folder(options.model_name_or_path)
+        pixels, tokenizer = pixels_folder(checkpoint, tower), load_tokenizer(checkpoint)
     vision = model.config.vision_config
     processor = make_processor(
         tokenizer,
