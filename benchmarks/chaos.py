@@ -89,9 +89,9 @@ class Watch:
     """What each process of a run is at, which it writes and its parent reads."""
 
     def __init__(self, world: int) -> None:
-        self.all = memoryview(mmap.mmap(-1, world * 96)).cast("d")
+        self.all: Any = memoryview(mmap.mmap(-1, world * 96)).cast("d")
 
-    def of(self, rank: int) -> memoryview:
+    def of(self, rank: int) -> Any:
         """The phase, since when (processor time), and for each phase: seconds before this visit, file operations."""
         return self.all[rank * 12 : rank * 12 + 12]
 
