@@ -11,7 +11,9 @@ SHOWN = 300
 
 
 @contextmanager
-def library_errors(what: str, way_out: str) -> Iterator[None]:
+def library_errors(
+    what: str, way_out: str, passing: tuple[type[Exception], ...] = (OSError, ImportError, MemoryError)
+) -> Iterator[None]:
     """An error that a library raises inside this block becomes a `ValueError` of one line.
 
     Libraries raise errors of any class on bytes and values that they do not expect. What our own code raises passes as
@@ -21,10 +23,11 @@ def library_errors(what: str, way_out: str) -> Iterator[None]:
     Args:
         what: what was found and where, with the file or the option.
         way_out: what to do.
+        passing: errors of the system, which pass as they are.
     """
     try:
         yield
-    except (OSError, ImportError, MemoryError):
+    except passing:
         raise
     except Exception as error:
         if _is_ours(error):

@@ -244,7 +244,7 @@ def token_distance(aligned: Tensor, token_embeds: Tensor, kind: str) -> Tensor:
         return 1 - F.cosine_similarity(aligned, token_embeds, dim=-1)
     if kind == "mse":
         return (aligned - token_embeds).square().mean(-1)
-    raise ValueError(f"kind must be 'cosine' or 'mse', got {kind!r}")
+    raise ValueError(f"kind must be 'cosine' or 'mse', got {kind!r:.100}")
 
 
 def gloria_local(

@@ -88,7 +88,7 @@ def open_image(row: Row, image: StudyImage | None, folder: ImageFolder, way: Pre
         ValueError: the study has no image, or one that cannot be read; the message names the study and the file.
     """
     if image is None:
-        raise ValueError(f"study {row.study.study_id!r} has no image; leave it out of the data set")
+        raise ValueError(f"study {row.study.study_id!r:.100} has no image; leave it out of the data set")
     if isinstance(folder, Mapping):
         picture = folder[image.path]
     else:

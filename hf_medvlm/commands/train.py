@@ -43,5 +43,5 @@ def run(args: argparse.Namespace) -> None:
     if name not in recipes:
         near = difflib.get_close_matches(name, recipes, n=1, cutoff=0.4)
         advice = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(recipes)}"
-        raise ValueError(f"no recipe is called {args.name!r}; {advice}")
+        raise ValueError(f"no recipe is called {args.name!r:.100}; {advice}")
     run_recipe(name, args.options)

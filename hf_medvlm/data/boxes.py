@@ -97,7 +97,7 @@ def read_ms_cxr(path: str | Path) -> Annotations:
     elif path.suffix == ".json":
         rows = _coco_rows(path)
     else:
-        raise ValueError(f"{path}: MS-CXR's annotations are a .json or a .csv file, not {path.suffix!r}")
+        raise ValueError(f"{path}: MS-CXR's annotations are a .json or a .csv file, not {path.suffix!r:.100}")
     boxes: Annotations = {}
     for place, row in rows:
         size = (row.get("image_width"), row.get("image_height"))
@@ -143,7 +143,7 @@ def read_vindr(path: str | Path) -> Annotations:
         try:
             left, top, right, bottom = (float(row[key]) for key in VINDR_COLUMNS[2:])
         except ValueError as error:
-            raise ValueError(f"{place}: {row['class_name']!r} has no box: {error}") from error
+            raise ValueError(f"{place}: {row['class_name']!r:.100} has no box: {error}") from error
         finding = VINDR_TO_CHEXPERT.get(row["class_name"].strip(), row["class_name"].strip())
         corners = (left, top, right - left, bottom - top)
         image.append(_located(place, row["class_name"].strip(), corners, finding, None))
@@ -180,7 +180,7 @@ def read_progression(path: str | Path) -> dict[str, dict[str, str]]:
             if word in ("", "nan"):
                 continue
             if word not in MS_CXR_T_CHANGES:
-                raise ValueError(f"{place}: {column} is {row[column]!r}; use {', '.join(MS_CXR_T_CHANGES)}")
+                raise ValueError(f"{place}: {column} is {row[column]!r:.100}; use {', '.join(MS_CXR_T_CHANGES)}")
             name = re.sub(r"_progression$", "", column.lower()).replace("_", " ")
             states[known.get(name, name.title())] = MS_CXR_T_CHANGES[word]
         for key in filter(None, (row["dicom_id"].strip(), id_text(row.get("study_id"), "study_id"))):
@@ -216,7 +216,7 @@ def with_boxes(studies: Iterable[Study], annotations: Annotations, image_folder:
 
 def _some(names: Iterable[str]) -> str:
     shown = [name for name, _ in zip(names, range(2), strict=False)]
-    return f"{', '.join(shown)}, ..." if shown else "it is empty"
+    return f"{clipped(', '.join(shown))}, ..." if shown else "it is empty"
 
 
 def attach_boxes(

@@ -197,7 +197,7 @@ def _numbers(path: Path, texts: pa.Table) -> Iterator[tuple[str, np.ndarray | pa
         if not is_parquet(path):
             raise NotPlain("an id stands twice")
         named = json.loads(texts["line"][again].as_py())["study_id"]
-        raise ValueError(f"{path}: row {again + 1}: study_id {named!r} stands already in row {first + 1}")
+        raise ValueError(f"{path}: row {again + 1}: study_id {named!r:.100} stands already in row {first + 1}")
     yield "sorted_study", ids
     yield "sorted_row", order
     yield "prior", np.concatenate([_priors(chunk, ids, order) for chunk in texts["prior"].chunks] or [_NONE])

@@ -58,7 +58,7 @@ class ChatOptions:
         if not self.prompts or not all(prompt.strip() for prompt in self.prompts):
             raise ValueError("--prompts needs at least one prompt, and none of them empty")
         if self.views not in VIEWS:
-            raise ValueError(f"--views {self.views!r} is none of {', '.join(VIEWS)}")
+            raise ValueError(f"--views {self.views!r:.100} is none of {', '.join(VIEWS)}")
 
 
 def with_conversations(studies: Sequence[Study], options: ChatOptions | None = None) -> Sequence[Study]:
@@ -89,7 +89,7 @@ def with_conversation(study: Study, options: ChatOptions, prior: Study | None = 
     answer = study.text(options.sections)
     if not answer:
         sections = options.sections if isinstance(options.sections, str) else ", ".join(options.sections)
-        raise ValueError(f"study {study.study_id!r} has no text in {sections} to answer with")
+        raise ValueError(f"study {study.study_id!r:.100} has no text in {sections} to answer with")
     return _asked(study, options, prior, answer)
 
 
@@ -151,7 +151,7 @@ def turns_of(study: Study) -> Sequence[Turn]:
         ValueError: it has none.
     """
     if not study.conversations:
-        raise ValueError(f"study {study.study_id!r} has no conversation; make one with `with_conversations`")
+        raise ValueError(f"study {study.study_id!r:.100} has no conversation; make one with `with_conversations`")
     return study.conversations
 
 

@@ -51,9 +51,11 @@ def section_alternatives(sections: str | tuple[str, ...]) -> list[tuple[str, ...
     alternatives = [tuple(name.strip() for name in part if name.strip()) for part in parts]
     unknown = [name for names in alternatives for name in names if name not in SECTIONS]
     if unknown:
-        raise ValueError(f"sections: {unknown[0]!r} is none of {', '.join(SECTIONS)}")
+        raise ValueError(f"sections: {unknown[0]!r:.100} is none of {', '.join(SECTIONS)}")
     if not all(alternatives):
-        raise ValueError(f"sections {sections!r}: name at least one of {', '.join(SECTIONS)} (on each side of a '|')")
+        raise ValueError(
+            f"sections {sections!r:.100}: name at least one of {', '.join(SECTIONS)} (on each side of a '|')"
+        )
     return alternatives
 
 
@@ -125,7 +127,7 @@ def progression(value: Any) -> dict[str, str]:
         raise ValueError(f"progression must be an object {{finding: change}}, got {value!r:.100}")
     for finding, change in value.items():
         if change not in PROGRESSIONS:
-            raise ValueError(f"progression of {finding!r} is {change!r:.100}; use {', '.join(PROGRESSIONS)}")
+            raise ValueError(f"progression of {finding!r:.100} is {change!r:.100}; use {', '.join(PROGRESSIONS)}")
     return dict(value)
 
 
@@ -133,7 +135,7 @@ def answer_type(value: Any) -> str:
     """`CLOSED`, `OPEN` or "", in any case."""
     kind = plain_text(value, "answer_type").strip().upper()
     if kind and kind not in ANSWER_TYPES:
-        raise ValueError(f"answer_type {value!r} is none of {', '.join(ANSWER_TYPES)}")
+        raise ValueError(f"answer_type {value!r:.100} is none of {', '.join(ANSWER_TYPES)}")
     return kind
 
 
@@ -154,7 +156,7 @@ def iso_date(text: str, time: str = "") -> str:
         return f"{_parse_day(day)}T{_parse_clock(clock)}" if clock else _parse_day(day)
     except ValueError as error:
         shown = " ".join(filter(None, (text, time)))
-        raise ValueError(f"{shown!r}: {error}; use yyyymmdd or yyyy-mm-dd, hh:mm:ss") from error
+        raise ValueError(f"{shown!r:.100}: {error}; use yyyymmdd or yyyy-mm-dd, hh:mm:ss") from error
 
 
 @lru_cache(maxsize=100_000)

@@ -18,6 +18,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import IO, Any
 
+from hf_medvlm.errors import clipped
+
 
 def cache_folder() -> Path:
     """What is kept from run to run: `$HF_MEDVLM_CACHE`, or `~/.cache/hf_medvlm`."""
@@ -129,7 +131,7 @@ def open_text(path: str | Path, encoding: str | None = None) -> Iterator[IO[str]
             codecs.lookup(encoding)
         except LookupError as error:
             raise ValueError(
-                f"--encoding {encoding}: no such encoding; use utf-8, cp1252, latin-1 or utf-16"
+                f"--encoding {clipped(encoding)}: no such encoding; use utf-8, cp1252, latin-1 or utf-16"
             ) from error
     try:
         raw = gzip.open(path) if str(path).endswith(".gz") or _starts(path, b"\x1f\x8b") else open(path, "rb")
@@ -214,13 +216,13 @@ def read_json(text: str, path: str | Path, line: int = 1) -> Any:
     except json.JSONDecodeError as error:
         near = text[max(error.pos - 30, 0) : error.pos + 10]
         raise ValueError(
-            f"{path}:{line + error.lineno - 1}: not JSON at column {error.colno}: {error.msg}, near {near!r}"
+            f"{path}:{line + error.lineno - 1}: not JSON at column {error.colno}: {error.msg}, near {near!r:.100}"
         ) from error
     except RecursionError as error:
         raise ValueError(f"{path}:{line}: not JSON that is read here: nested too deep") from error
     except UnicodeEncodeError as error:
         half = error.object[error.start]
-        raise ValueError(f"{path}:{line}: {half!r} in a text is half a surrogate pair") from error
+        raise ValueError(f"{path}:{line}: {half!r:.100} in a text is half a surrogate pair") from error
     except ValueError as error:  # a number of thousands of digits
         raise ValueError(f"{path}:{line}: {error}") from error
 
@@ -269,18 +271,20 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         for token in yaml.scan(text, Loader=yaml.SafeLoader):
             if isinstance(token, yaml.AliasToken):
                 line = token.start_mark.line + 1
-                raise ValueError(f"{path}:{line}: the alias *{token.value} is not read; write the value itself")
+                raise ValueError(
+                    f"{path}:{line}: the alias *{clipped(token.value)} is not read; write the value itself"
+                )
         document = yaml.compose(text, Loader=yaml.SafeLoader)
         content = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ValueError(f"{path}{line}: not YAML: {error.problem or error.context}") from error
+        raise ValueError(f"{path}{line}: not YAML: {clipped(error.problem or error.context or '')}") from error
     except RecursionError as error:
         raise ValueError(f"{path}: not YAML that is read here: nested too deep") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError) as error:  # a date that is none, a list as a name
         if str(path) in str(error):
             raise
-        raise ValueError(f"{path}: not YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path}: not YAML: {clipped(str(error))}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -288,6 +292,6 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     names: set[str] = set()
     for key, _ in document.value if document else ():
         if key.value in names:
-            raise ValueError(f"{path}:{key.start_mark.line + 1}: {key.value!r} stands twice; leave one of them")
+            raise ValueError(f"{path}:{key.start_mark.line + 1}: {key.value!r:.100} stands twice; leave one of them")
         names.add(key.value)
     return content

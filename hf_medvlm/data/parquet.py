@@ -13,8 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hf_medvlm.data.files import atomic_open
+from hf_medvlm.data.files import atomic_open, check_regular
 from hf_medvlm.data.study import FIELDS, Study
+from hf_medvlm.errors import library_errors
 
 SUFFIX = ".parquet"
 ROWS = 8192
@@ -59,8 +60,9 @@ def holds_studies(path: str | Path) -> bool:
     """Whether a Parquet file is a master file: `study_id`, and `images` that are lists of objects with a `path` (and
     no pixels); false for one that cannot be read."""
     try:
-        schema = pq.read_schema(path)
-    except (OSError, pa.ArrowException):
+        with open_parquet(path) as file:
+            schema = file.schema_arrow
+    except ValueError:
         return False
     kind = schema.field("images").type if {"study_id", "images"} <= {*schema.names} else None
     if kind is None or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
@@ -69,6 +71,19 @@ def holds_studies(path: str | Path) -> bool:
         return False
     names = {field.name for field in kind.value_type}
     return "path" in names and "bytes" not in names
+
+
+@contextmanager
+def open_parquet(path: str | Path, way_out: str = "write it again", **options: Any) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, opened for the length of a block.
+
+    Raises:
+        ValueError: no plain file, no Parquet, or a damaged one, found on opening or inside the block; with its path.
+    """
+    check_regular(path)
+    # an OSError or a MemoryError is what pyarrow calls a damaged page, or a size that stands for nothing
+    with library_errors(f"{path}: cannot be read as Parquet", way_out, ()), pq.ParquetFile(path, **options) as file:
+        yield file
 
 
 @contextmanager
@@ -101,14 +116,16 @@ def read_batches(path: Path) -> Iterator[tuple[int, pa.RecordBatch]]:
         ValueError: it is no Parquet, or damaged.
     """
     first = 1
-    try:
-        with pq.ParquetFile(path, pre_buffer=False) as file:
-            for batch in file.iter_batches(ROWS):
-                yield first, batch
-                first += len(batch)
-    except (OSError, pa.ArrowException) as error:
-        why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path}: cannot be read as Parquet from row {first} on: {why}; write it again") from error
+    with open_parquet(path, pre_buffer=False) as file:
+        rows = file.iter_batches(ROWS)
+        while True:
+            with library_errors(f"{path}: cannot be read as Parquet from row {first} on", "write it again", ()):
+                batch = next(rows, None)
+                if batch is None:
+                    return
+                batch.validate(full=True)  # texts that are none, which would show in another process
+            yield first, batch
+            first += len(batch)
 
 
 def iter_parquet(path: str | Path) -> Iterator[tuple[int, Study | ValueError]]:
@@ -124,8 +141,9 @@ def iter_parquet(path: str | Path) -> Iterator[tuple[int, Study | ValueError]]:
 def count_rows(path: Path) -> int:
     """Rows that the foot of a Parquet file promises; 0 where it has none that can be read."""
     try:
-        return pq.read_metadata(path).num_rows
-    except (OSError, pa.ArrowException):
+        with open_parquet(path) as file:
+            return file.metadata.num_rows
+    except ValueError:
         return 0
 
 

@@ -59,7 +59,9 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
     options, unknown = parser.parse_known_args(given)
     if unknown:
         names = [name for action in corpora[options.corpus]._actions for name in action.option_strings]
-        raise ValueError(f"{options.corpus}: unknown option {unknown[0]!r}{nearest(unknown[0].split('=')[0], names)}")
+        raise ValueError(
+            f"{options.corpus}: unknown option {unknown[0]!r:.100}{nearest(unknown[0].split('=')[0], names)}"
+        )
     if options.size is not None and (options.size < 16 or not (options.convert or options.cache)):
         raise ValueError(
             f"--size is the longer side of the copies that --convert png makes or of the pictures of --cache, 16 or "
@@ -206,7 +208,7 @@ def _yaml_options(path: str, parser: ArgumentParser) -> list[str]:
     words = []
     for name, value in values.items():
         if name not in names:
-            raise ValueError(f"{path}: unknown key {name!r}{nearest(str(name), names)}")
+            raise ValueError(f"{path}: unknown key {name!r:.100}{nearest(str(name), names)}")
         action = actions[name]
         if isinstance(action, BooleanOptionalAction) or isinstance(value, bool):
             if not (isinstance(action, BooleanOptionalAction) and isinstance(value, bool)):

@@ -114,7 +114,7 @@ def refuse_leakage(leaks: Mapping[str, Sequence[str]]) -> None:
 def apply_label_policy(studies: Sequence[Study], policy: str) -> list[Study]:
     """The studies with the states of their labels replaced as `LABEL_POLICIES` says; no labels stay no labels."""
     if policy not in LABEL_POLICIES:
-        raise ValueError(f"label policy {policy!r} is none of {', '.join(LABEL_POLICIES)}")
+        raise ValueError(f"label policy {policy!r:.100} is none of {', '.join(LABEL_POLICIES)}")
     if policy == "keep":
         return list(studies)
     become = LABEL_POLICIES[policy]

@@ -113,11 +113,11 @@ def triplets_from_radgraph(annotations: Mapping[str, Any], source: str = "RadGra
         if isinstance(report, Mapping) and "labeler_1" in report:
             report = report["labeler_1"]
         if not isinstance(report, Mapping) or not isinstance(report.get("entities"), Mapping):
-            raise ValueError(f"{source}: report {key!r} has no object 'entities'")
+            raise ValueError(f"{source}: report {key!r:.100} has no object 'entities'")
         try:
             by_report[key] = list(dict.fromkeys(_triplets(report["entities"])))
         except ValueError as error:
-            raise ValueError(f"{source}: report {key!r}: {error}") from error
+            raise ValueError(f"{source}: report {key!r:.100}: {error}") from error
     return by_report
 
 
@@ -157,7 +157,7 @@ def _check(key: str, entity: Any, entities: Mapping[str, Any]) -> None:
         raise ValueError(f"entity {key!r:.60} is no object: {clipped(entity)}")
     missing = [name for name in ("tokens", "label", "start_ix", "relations") if name not in entity]
     if missing:
-        raise ValueError(f"entity {key!r} has no {', '.join(missing)}")
+        raise ValueError(f"entity {key!r:.100} has no {', '.join(missing)}")
     known = (*OBSERVATIONS, *ANATOMY)
     if not isinstance(entity["tokens"], str) or type(entity["start_ix"]) is not int:
         values = f"{clipped(entity['tokens'])} and {clipped(entity['start_ix'])}"

@@ -101,11 +101,16 @@ def read_reports(
     by_name = {plain_name(name): name for name in reversed(columns)}
     study = id_column or _first(by_name, STUDY_NAMES)
     if study is None:
-        raise ValueError(f"{path}: no column of study ids; name it with --id_column (columns: {', '.join(columns)})")
+        raise ValueError(
+            f"{path}: no column of study ids; name it with --id_column (columns: {clipped(', '.join(columns))})"
+        )
     text = _texts(path, side, column, by_name, sections, labelled, records is not None)
     patient = patient_column or _first(by_name, NAMES["patient_id"])
     if split is not None and "split" not in columns:
-        raise ValueError(f"{path}: no column 'split', so --split {split} finds nothing (columns: {', '.join(columns)})")
+        raise ValueError(
+            f"{path}: no column 'split', so --split {clipped(split)} finds nothing "
+            f"(columns: {clipped(', '.join(columns))})"
+        )
     twice: list[str] = []
     for place, row in rows:
         if split is not None and str(row.get("split")) != split:
@@ -125,7 +130,7 @@ def read_reports(
             f"another column with --id_column (now {study!r})"
         )
     if not texts.texts:
-        raise ValueError(f"{path}: no report in it" + (f" of split {split!r}" if split else ""))
+        raise ValueError(f"{path}: no report in it" + (f" of split {split!r:.100}" if split else ""))
     return texts
 
 
@@ -250,14 +255,14 @@ def _texts(
     if column is None and (side == PREDICTION and (rexrank or by_name.keys() & set(TEXT_NAMES[REFERENCE]))):
         raise ValueError(
             f"{path}: no model_prediction in it, only references; name the column with --prediction_column "
-            f"(columns: {', '.join(by_name.values())})"
+            f"(columns: {clipped(', '.join(by_name.values()))})"
         )
     if column is None and not any(parts.values()):
         column = _first(by_name, FREE_TEXT)
         if column is None:
             raise ValueError(
                 f"{path}: no column that is known to hold a {side}; name it with --{side}_column "
-                f"(columns: {', '.join(by_name.values())})"
+                f"(columns: {clipped(', '.join(by_name.values()))})"
             )
     if column is not None:
         return lambda row, place: _text(row.get(column), column, place)
@@ -290,7 +295,7 @@ def _id(value: Any, column: str, place: str, needed: bool = True) -> str:
     except ValueError as error:
         raise ValueError(f"{place}: {error}") from error
     if needed and not name:
-        raise ValueError(f"{place}: no id in column {column!r}")
+        raise ValueError(f"{place}: no id in column {column!r:.100}")
     return name
 
 
@@ -325,4 +330,4 @@ def _place(place: str) -> tuple[str, int | None]:
 def _some(names: Sequence[str], most: int = SHOWN) -> str:
     """The first of them, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return clipped(", ".join(names[:most])) + more

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from hf_medvlm.data import fields as values_of
 from hf_medvlm.data.fields import ALL_TEXT, Triplets, Turns, section_alternatives
 from hf_medvlm.data.files import atomic_open, open_text, read_json
+from hf_medvlm.errors import clipped
 from hf_medvlm.labels import SPLITS
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ FRONTAL_VIEWS = ("PA", "AP")
 def check_relative_path(path: str) -> str:
     """Return `path` if it stays inside the image folder; `ValueError` where it is absolute or climbs with `..`."""
     if not isinstance(path, str) or not path.strip():
-        raise ValueError(f"an image path must be a non-empty text, got {path!r}")
+        raise ValueError(f"an image path must be a non-empty text, got {path!r:.300}")
     pure, windows = PurePosixPath(path), PureWindowsPath(path)
     if "\0" in path or len(path) > 4000 or any(len(part.encode("utf-8", "replace")) > 255 for part in pure.parts):
         raise ValueError(f"image path {path!r:.100} is longer than any file's, or holds a NUL")
     if pure.is_absolute() or windows.drive or windows.root or ".." in pure.parts or ".." in windows.parts:
         raise ValueError(
-            f"image path {path!r} leaves the image folder; write paths relative to --image_folder, without '..'"
+            f"image path {path!r:.300} leaves the image folder; write paths relative to --image_folder, without '..'"
         )
     return path
 
@@ -47,7 +48,7 @@ class StudyImage:
     def __post_init__(self) -> None:
         check_relative_path(self.path)
         if self.view is not None and not isinstance(self.view, str):
-            raise ValueError(f"image {self.path!r}: a view is text such as PA or LATERAL, got {self.view!r:.100}")
+            raise ValueError(f"image {self.path!r:.100}: a view is text such as PA or LATERAL, got {self.view!r:.100}")
 
     @property
     def is_frontal(self) -> bool:
@@ -73,10 +74,12 @@ class StudyBox:
             if not isinstance(getattr(self, name), str) and (name == "phrase" or self.finding is not None):
                 raise ValueError(f"a box's {name} must be text, got {getattr(self, name)!r:.100}")
         if len(self.xywh) != 4 or not all(map(math.isfinite, self.xywh)):
-            raise ValueError(f"box {self.phrase!r}: xywh must be four finite numbers, got {self.xywh}")
+            raise ValueError(f"box {self.phrase!r:.100}: xywh must be four finite numbers, got {self.xywh!r:.100}")
         x, y, w, h = self.xywh
         if not (x >= 0 and y >= 0 and w > 0 and h > 0):
-            raise ValueError(f"box {self.phrase!r}: xywh must be left, top >= 0 and width, height > 0, got {self.xywh}")
+            raise ValueError(
+                f"box {self.phrase!r:.100}: xywh must be left, top >= 0 and width, height > 0, got {self.xywh}"
+            )
 
 
 @dataclass(frozen=True)
@@ -124,12 +127,12 @@ class Study:
     def __post_init__(self) -> None:
         if not self.study_id or not self.patient_id:
             raise ValueError(
-                f"a study needs a study_id and a patient_id, got {self.study_id!r} and {self.patient_id!r}"
+                f"a study needs a study_id and a patient_id, got {self.study_id!r:.100} and {self.patient_id!r:.100}"
             )
         try:
             self._check()
         except ValueError as error:
-            raise ValueError(f"study {self.study_id!r}: {error}") from error
+            raise ValueError(f"study {self.study_id!r:.100}: {error}") from error
 
     def _check(self) -> None:
         for name in TEXTS:
@@ -142,12 +145,13 @@ class Study:
         for name, state in self.labels.items():
             if state is not None and (isinstance(state, bool) or state not in (-1, 0, 1)):
                 raise ValueError(
-                    f"label {name!r} is {state!r:.100}; use 1 present, 0 absent, -1 uncertain or null not mentioned"
+                    f"label {name!r:.100} is {state!r:.100}; use 1 present, 0 absent, -1 uncertain or null not "
+                    f"mentioned"
                 )
         for box in self.boxes:
             if not 0 <= box.image < len(self.images):
                 raise ValueError(
-                    f"box {box.phrase!r} is on image {box.image}, but the study has {len(self.images)} image(s)"
+                    f"box {box.phrase!r:.100} is on image {box.image}, but the study has {len(self.images)} image(s)"
                 )
         if self.conversations:
             values_of.conversation(self.conversations)
@@ -159,7 +163,7 @@ class Study:
             values_of.answer_type(self.answer_type)
         if self.extra and not FIELDS.isdisjoint(self.extra):
             name = min(FIELDS & set(self.extra))
-            raise ValueError(f"{name!r} is a field of a study and may not stand in extra")
+            raise ValueError(f"{name!r:.100} is a field of a study and may not stand in extra")
 
     @property
     def frontal(self) -> StudyImage | None:
@@ -203,7 +207,7 @@ class Study:
         ids = {name: values_of.id_text(record.get(name), name) for name in ("study_id", "patient_id")}
         missing = [name for name, value in ids.items() if not value]
         if missing:
-            keys = ", ".join(map(str, record)) or "none"
+            keys = clipped(", ".join(map(str, record))) or "none"
             raise ValueError(f"missing {' and '.join(missing)}; found keys: {keys}")
         try:
             values: dict[str, Any] = {
@@ -212,7 +216,7 @@ class Study:
                 if key in FIELDS and value is not None
             }
         except ValueError as error:
-            raise ValueError(f"study {ids['study_id']!r}: {error}") from error
+            raise ValueError(f"study {ids['study_id']!r:.100}: {error}") from error
         extra = {key: value for key, value in record.items() if key not in FIELDS}
         return cls(**{**values, **ids, "extra": extra})
 
@@ -267,11 +271,30 @@ def _read_images(value: Any) -> tuple[StudyImage, ...]:
 def _read_boxes(value: Any) -> tuple[StudyBox, ...]:
     try:
         return tuple(
-            StudyBox(int(b["image"]), b["phrase"], cast(Any, tuple(map(float, b["xywh"]))), b.get("finding"))
+            StudyBox(
+                int(_number(b["image"], whole=True)),
+                b["phrase"],
+                cast(Any, tuple(map(_number, b["xywh"]))),
+                b.get("finding"),
+            )
             for b in value
         )
-    except (KeyError, TypeError, AttributeError, OverflowError) as error:
-        raise ValueError(f"boxes are [{{image, phrase, xywh}}]; could not read {value!r:.100}: {error!r}") from error
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"boxes are [{{image, phrase, xywh}}]; could not read {value!r:.100}: {error!r:.100}"
+        ) from error
+
+
+def _number(value: Any, whole: bool = False) -> float:
+    """A number, or a text that stands for one."""
+    try:
+        number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+    except (ValueError, OverflowError):
+        number = None
+    if number is None or (whole and not number.is_integer()):
+        wanted = "a whole number" if whole else "a number"
+        raise ValueError(f"boxes are [{{image, phrase, xywh}}]; {wanted} is wanted, not {value!r:.100}")
+    return number
 
 
 def _read_prior(value: Any) -> str | None:
@@ -330,7 +353,7 @@ def read_jsonl(path: str | Path) -> list[Study]:
             raise study
         if study.study_id in lines:
             raise ValueError(
-                f"{path}:{number}: study_id {study.study_id!r} stands already on line {lines[study.study_id]}"
+                f"{path}:{number}: study_id {study.study_id!r:.100} stands already on line {lines[study.study_id]}"
             )
         lines[study.study_id] = number
         studies.append(study)

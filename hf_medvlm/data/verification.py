@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from hf_medvlm.data.files import atomic_open, cache_folder, machine_lock, short_hash
 from hf_medvlm.data.images.members import stat_image
 from hf_medvlm.data.images.read import why_unusable
+from hf_medvlm.errors import library_errors
 
 logger = logging.getLogger(__name__)
 READING = 1
@@ -125,8 +126,9 @@ def _read(store: Path) -> pa.Table:
     if not store.exists():
         return nothing
     try:
-        known = pq.read_table(store, memory_map=True)
-    except (OSError, pa.ArrowException) as error:
+        with library_errors(str(store), "", ()):
+            known = pq.read_table(store, memory_map=True)
+    except ValueError as error:
         logger.warning("%s cannot be read (%s): all images are checked again", store, error)
         return nothing
     return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_medvlm.checked import Kind, count, either, many, named, number, record, state, text
+from hf_medvlm.checked import Kind, count, either, many, named, number, record, state, text, words
 
 __all__ = ["INFO", "PREDICTION", "RESULTS", "STATE", "Kind"]
 
@@ -25,7 +25,7 @@ def _curve(value: Any, place: str) -> Any:
 
 
 def _named_curve(value: Any, place: str) -> Any:
-    value = record("x y x_label y_label", x=numbers, y=named(numbers), x_label=text, y_label=text)(value, place)
+    value = record("x y x_label y_label", x=numbers, y=named(numbers), x_label=words, y_label=words)(value, place)
     if any(len(line or []) != len(value["x"]) for line in value["y"].values()):
         raise ValueError(f"{place}: x and y differ in length; run the evaluation again")
     return value
@@ -39,7 +39,7 @@ def _grid(value: Any, place: str) -> Any:
 
 
 def _matrix(value: Any, place: str) -> Any:
-    value = record("labels matrix", labels=many(text), matrix=many(many(count)))(value, place)
+    value = record("labels matrix", labels=many(words), matrix=many(many(count)))(value, place)
     labels = len(value["labels"])
     if [len(row or ()) for row in value["matrix"]] != [labels] * labels:
         raise ValueError(f"{place}: the matrix does not fit its labels; run the evaluation again")
@@ -47,8 +47,8 @@ def _matrix(value: Any, place: str) -> Any:
 
 
 _counts = record("tp fp fn tn", tp=count, fp=count, fn=count, tn=count)
-_error = record(kind=text, finding=text)
-_box = record("xywh", image=count, xywh=many(number, 4), finding=text, phrase=text)
+_error = record(kind=words, finding=words)
+_box = record("xywh", image=count, xywh=many(number, 4), finding=words, phrase=words)
 
 FIGURES = record(
     roc=named(_curve),
@@ -56,33 +56,33 @@ FIGURES = record(
     per_finding=named(named(number)),
     curves=named(_named_curve),
     audit=named(named(_cell)),
-    missing_metrics=named(text),
-    without_maps=text,
+    missing_metrics=named(words),
+    without_maps=words,
 )
 RESULTS = record(
     metrics=named(number),
     baselines=named(named(number)),
     intervals=named(many(number, 2)),
-    protocol=named(text),
-    facts=named(named(text)),
+    protocol=named(words),
+    facts=named(named(words)),
     n=count,
     figures=FIGURES,
 )
 PREDICTION = record(
     study_id=text,
     patient_id=text,
-    images=many(either(text, record("path", path=text, view=text))),
-    view=text,
-    reference=text,
-    prediction=text,
-    question=text,
+    images=many(either(words, record("path", path=words, view=words))),
+    view=words,
+    reference=words,
+    prediction=words,
+    question=words,
     scores=named(number),
     findings_reference=named(state),
     findings_prediction=named(state),
     zero_shot=named(number),
     probabilities=named(number),
-    progression_reference=named(text),
-    progression_prediction=named(text),
+    progression_reference=named(words),
+    progression_prediction=named(words),
     audit=many(_error),
     boxes=many(_box),
     maps=named(_grid),
@@ -90,22 +90,22 @@ PREDICTION = record(
 )
 STATE = record(log_history=many(record(step=number)))
 INFO = record(
-    recipe=text,
-    hf_medvlm=text,
-    command=text,
-    model_class=text,
-    dataset=text,
-    image_folder=text,
-    sources=many(text),
-    licences=many(text),
+    recipe=words,
+    hf_medvlm=words,
+    command=words,
+    model_class=words,
+    dataset=words,
+    image_folder=words,
+    sources=many(words),
+    licences=many(words),
     split_sizes=named(count),
     rejected=named(count),
-    versions=named(text),
+    versions=named(words),
     patients=count,
     parameters=count,
     trainable_parameters=count,
     steps=count,
     studies_without_licence=count,
-    tokenizer_words=text,
-    data_hash=text,
+    tokenizer_words=words,
+    data_hash=words,
 )

@@ -156,7 +156,7 @@ def _by_study(run: Run, name: str) -> dict[str, Mapping[str, Any]]:
     for line in run.predictions:
         study = str(line.get("study_id"))
         if study in by_study:
-            raise ValueError(f"{run.folder}: study {study!r} stands twice in predictions.jsonl")
+            raise ValueError(f"{run.folder}: study {study!r:.100} stands twice in predictions.jsonl")
         by_study[study] = line
     return by_study
 
@@ -181,7 +181,8 @@ def _same_studies(first: str, ours: Mapping[str, Any], second: str, theirs: Mapp
         if differ or (texts and line.get("reference") != other.get("reference")):
             what = f"of {differ[0]}" if differ and not texts else "texts"
             raise ValueError(
-                f"{first} and {second} were held against other reference {what}, in study {study!r} for one; score "
+                f"{first} and {second} were held against other reference {what}, in study {study!r:.100} for "
+                f"one; score "
                 "both with the same --sections and labels"
             )
 

@@ -132,7 +132,7 @@ def family_of(folder: Path) -> ModuleType:
     if model_type is None:
         model_type_of(folder)  # says what is there instead of a config.json
     names = ", ".join(name for family in known for name in family.MODEL_TYPES)
-    raise ValueError(f"{folder} holds a {model_type!r} model, which no family here knows; they know {names}")
+    raise ValueError(f"{folder} holds a {model_type!r:.100} model, which no family here knows; they know {names}")
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _dtype(name: str | torch.dtype | None) -> torch.dtype:
         return torch.float32
     dtype = name if isinstance(name, torch.dtype) else getattr(torch, str(name), None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise ValueError(f"dtype {name!r} is none that weights can have; use float32, bfloat16 or float16")
+        raise ValueError(f"dtype {name!r:.100} is none that weights can have; use float32, bfloat16 or float16")
     return dtype
 
 

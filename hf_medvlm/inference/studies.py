@@ -208,7 +208,7 @@ def read_rexrank(path: str | Path, image_folder: str | Path | None = None) -> tu
         try:
             studies.append(_rexrank_study(study_id, record))
         except ValueError as error:
-            raise ValueError(f"{path}: study {study_id!r}: {error}") from error
+            raise ValueError(f"{path}: study {study_id!r:.100}: {error}") from error
     return NewStudies(studies, folder, path.name), records
 
 

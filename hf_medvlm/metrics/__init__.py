@@ -42,6 +42,6 @@ def load(name: str, **options: object) -> evaluate.Metric:
         ValueError: no metric has that name; the message lists those there are.
     """
     if name not in MODULES:
-        raise ValueError(f"there is no metric {name!r}; there are {', '.join(MODULES)}")
+        raise ValueError(f"there is no metric {name!r:.100}; there are {', '.join(MODULES)}")
     module = importlib.import_module(f"{__name__}.{MODULES[name]}")
     return module.Metric(config_name=name, keep_in_memory=True, **options)

@@ -13,6 +13,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from hf_medvlm.errors import clipped
 from hf_medvlm.metrics.base import InMemory, numbers
 
 PRIMARY, GREATER_IS_BETTER = "mean_auc", True
@@ -39,12 +40,12 @@ def label_matrix(
         ValueError: an unknown policy.
     """
     if uncertain not in UNCERTAIN:
-        raise ValueError(f"uncertain must be one of {', '.join(UNCERTAIN)}, got {uncertain!r}")
+        raise ValueError(f"uncertain must be one of {', '.join(UNCERTAIN)}, got {uncertain!r:.100}")
     states = {None: np.nan, -1: UNCERTAIN[uncertain], 0: 0.0, 1: 1.0}
     try:
         rows = [[states[study.get(finding)] for finding in findings] for study in labels]
     except (KeyError, TypeError) as error:
-        raise ValueError(f"a state must be 1, 0, -1 or None, got {error}") from error
+        raise ValueError(f"a state must be 1, 0, -1 or None, got {clipped(error.args[0])}") from error
     return np.array(rows, dtype=float).reshape(len(rows), len(findings))
 
 
@@ -164,7 +165,7 @@ def finding_scores(
         )
     if not np.isfinite(scores).all():
         row, column = np.argwhere(~np.isfinite(scores))[0]
-        raise ValueError(f"the score of {findings[column]!r} in row {row} is {scores[row, column]}")
+        raise ValueError(f"the score of {findings[column]!r:.100} in row {row} is {scores[row, column]}")
     strange = labels[~np.isnan(labels) & (labels != 0) & (labels != 1)]
     if strange.size:
         raise ValueError(

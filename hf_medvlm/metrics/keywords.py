@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_medvlm.errors import clipped
 from hf_medvlm.metrics import wordnet
 from hf_medvlm.metrics.rouge import ROUGE_NAMES
 from hf_medvlm.metrics.tokens import split_sentences, tokens_13a, tokens_treebank
@@ -34,7 +35,7 @@ def check_keywords(name: str, keywords: dict[str, Any]) -> None:
     unknown = [key for key in keywords if key not in KEYWORDS[name]]
     if unknown:
         there = ", ".join(KEYWORDS[name]) or "none"
-        raise ValueError(f"{name} takes no {', '.join(map(repr, unknown))}; its keyword arguments: {there}")
+        raise ValueError(f"{name} takes no {clipped(', '.join(map(repr, unknown)))}; its keyword arguments: {there}")
 
 
 def bleu(

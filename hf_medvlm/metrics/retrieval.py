@@ -15,6 +15,7 @@ import datasets
 import evaluate
 import numpy as np
 
+from hf_medvlm.errors import clipped
 from hf_medvlm.metrics.base import InMemory, check_sides, numbers
 from hf_medvlm.metrics.facts import LOWER, NEITHER, RETRIEVAL, Fact
 
@@ -133,7 +134,7 @@ def _ids(groups: Sequence) -> np.ndarray:
     try:
         return np.array([named.setdefault(group, len(named)) for group in groups], dtype=int).reshape(-1)
     except TypeError as error:
-        raise ValueError(f"groups must be texts or numbers: {error}") from error
+        raise ValueError(f"groups must be texts or numbers: {clipped(str(error))}") from error
 
 
 def _product(rows: np.ndarray, columns: np.ndarray) -> np.ndarray:

@@ -272,7 +272,7 @@ class Metric(base.InMemory, evaluate.Metric):
 
     def __init__(self, config_name: str = "bleu", cleaning: str | None = None, **options: Any) -> None:
         if config_name not in NAMES:
-            raise ValueError(f"there is no text metric {config_name!r}; there are {', '.join(NAMES)}")
+            raise ValueError(f"there is no text metric {config_name!r:.100}; there are {', '.join(NAMES)}")
         tokens.clean("", cleaning)
         self.cleaning = cleaning
         super().__init__(config_name=config_name, **options)

@@ -77,7 +77,7 @@ def clean(text: str, cleaning: str | None) -> str:
         ValueError: there is no such cleaning.
     """
     if cleaning not in CLEANINGS:
-        raise ValueError(f"there is no cleaning {cleaning!r}; there are {', '.join(map(repr, CLEANINGS))}")
+        raise ValueError(f"there is no cleaning {cleaning!r:.100}; there are {', '.join(map(repr, CLEANINGS))}")
     if cleaning is None:
         return text
     return clean_coco(text) if cleaning == "coco" else clean_r2gen(text)

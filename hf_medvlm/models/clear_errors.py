@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_medvlm.errors import clipped
 from hf_medvlm.models.convert.checkpoint import read_json
 
 
 def first_line(error: BaseException) -> str:
     """The first line of an error's text that says something, or the error's name."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(error).__name__}: {clipped(lines[0])}" if lines else type(error).__name__
 
 
 @contextmanager
@@ -26,7 +27,13 @@ def clear_errors(folder: str | Path, part: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if str(folder) in str(error) and "trust_remote_code" not in str(error) and "\n" not in str(error):
+        message = str(error)
+        if (
+            str(folder) in message
+            and "trust_remote_code" not in message
+            and "\n" not in message
+            and len(message) < 2000
+        ):
             raise
         raise ValueError(_explain(folder, part, error)) from error
     except (KeyboardInterrupt, SystemExit, GeneratorExit):

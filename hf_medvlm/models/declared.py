@@ -55,10 +55,10 @@ def _check_number(name: str, value: Any) -> None:
     least = next((n for part, n in LEAST.items() if name.endswith(part) or name.startswith(part)), -math.inf)
     if not (math.isfinite(value) and value >= least):
         raise ValueError(
-            f"{name} must be a finite number{f' of at least {least}' if least >= 0 else ''}, got {value!r}"
+            f"{name} must be a finite number{f' of at least {least}' if least >= 0 else ''}, got {value!r:.100}"
         )
     if ("dropout" in name or "drop_path" in name) and not 0 <= value < 1:
-        raise ValueError(f"{name} must be a share from 0 to below 1, got {value!r}")
+        raise ValueError(f"{name} must be a share from 0 to below 1, got {value!r:.100}")
 
 
 def _fits(value: Any, hint: Any) -> bool:

@@ -25,7 +25,7 @@ def projection(kind: str, width: int, joint: int) -> nn.Module:
     if kind == "mlp":
         middle = (width + joint) // 2
         return nn.Sequential(nn.Linear(width, middle, bias=False), nn.GELU(), nn.Linear(middle, joint, bias=False))
-    raise ValueError(f"a projection is one of {', '.join(PROJECTIONS)}, got {kind!r}")
+    raise ValueError(f"a projection is one of {', '.join(PROJECTIONS)}, got {kind!r:.100}")
 
 
 class CrossAttention(nn.Module):

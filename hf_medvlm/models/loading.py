@@ -168,7 +168,8 @@ def check_family(path: str | Path, model_class: type[PreTrainedModel], published
     wanted = dict.fromkeys((config_class.model_type if config_class else None, *published_types))
     if model_type not in wanted:
         raise ValueError(
-            f"{path} holds a {model_type!r} checkpoint; {model_class.__name__} takes {' or '.join(map(repr, wanted))}"
+            f"{path} holds a {model_type!r:.100} checkpoint; {model_class.__name__} takes "
+            f"{' or '.join(map(repr, wanted))}"
         )
 
 
@@ -202,7 +203,9 @@ def _check_depth(folder: Path, record: Any, tensors: int) -> None:
         return
     for key, value in record.items():
         if key in LAYER_COUNTS and isinstance(value, int) and value > tensors:
-            raise ValueError(f'{folder / "config.json"}: "{key}" is {value}, but the weights hold {tensors} tensors')
+            raise ValueError(
+                f'{folder / "config.json"}: "{key}" is {value!r:.50}, but the weights hold {tensors} tensors'
+            )
         _check_depth(folder, value, tensors)
 
 

@@ -166,8 +166,12 @@ def check_side_files(folder: str | Path) -> None:
     """Check every JSON file beside the weights of a checkpoint that libraries would read.
 
     Raises:
-        ValueError: no JSON, or a value that its name cannot have; the message names the file, the name and the value.
+        ValueError: a pipe or a device in the folder, no JSON, or a value that its name cannot have; the message names
+            the file, the name and the value.
     """
+    for path in Path(folder).iterdir():
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe or a device may never end
+            raise ValueError(f"{path}: cannot be read: it is no plain file")
     for path in sorted(Path(folder).glob("*.json")):
         kind = INDEX if path.name.endswith(".index.json") else FILES.get(path.name)
         if kind is not None:

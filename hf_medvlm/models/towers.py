@@ -137,7 +137,7 @@ def _tower_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     try:
         classes: Any = MODEL_MAPPING[type(config)]
     except KeyError as error:
-        raise ValueError(f"transformers has no tower for a {config.model_type!r} config") from error
+        raise ValueError(f"transformers has no tower for a {config.model_type!r:.100} config") from error
     return classes[0] if isinstance(classes, tuple) else classes
 
 

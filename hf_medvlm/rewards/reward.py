@@ -68,7 +68,7 @@ def _checked(name: str, values: Sequence[float], count: int) -> np.ndarray:
     try:
         array = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the reward {name} must give a number for each text, got {values!r}") from error
+        raise ValueError(f"the reward {name} must give a number for each text, got {values!r:.100}") from error
     if array.shape != (count,):
         raise ValueError(f"the reward {name} must give {count} numbers for {count} texts, got shape {array.shape}")
     if not np.isfinite(array).all():
@@ -96,10 +96,10 @@ def make_reward(
     for part in filter(None, (part.strip() for part in spec.split(","))):
         name, _, weight = (word.strip() for word in part.partition("="))
         if name in weights:
-            raise ValueError(f"the reward {name} is named twice in {spec!r}; give it one weight")
+            raise ValueError(f"the reward {name} is named twice in {spec!r:.100}; give it one weight")
         weights[name] = _weight(part, weight)
     if not weights:
-        raise ValueError(f"no reward in {spec!r}; choose of {', '.join(NAMES)}, or name a module:function")
+        raise ValueError(f"no reward in {spec!r:.100}; choose of {', '.join(NAMES)}, or name a module:function")
     terms = {name: _term(name, target, training_reports, weights_folder) for name in weights}
     return Reward(terms, weights)
 
@@ -110,7 +110,9 @@ def _weight(part: str, weight: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value == 0:
-        raise ValueError(f"the reward {part!r}: {weight!r} is no weight; write a number other than 0, as in cider=0.5")
+        raise ValueError(
+            f"the reward {part!r:.100}: {weight!r:.100} is no weight; write a number other than 0, as in cider=0.5"
+        )
     return value
 
 
@@ -126,7 +128,7 @@ def _term(name: str, target: Target, training_reports: Sequence[str], weights_fo
     elif name in CLINICAL:
         score = clinical_reward(name, weights_folder)
     else:
-        raise ValueError(f"there is no reward {name!r}; there are {', '.join(NAMES)}, and any module:function")
+        raise ValueError(f"there is no reward {name!r:.100}; there are {', '.join(NAMES)}, and any module:function")
     return lambda texts, studies: score(texts, [target(study) for study in studies])
 
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hf_medvlm.data.disk import naming_what_is_written
 from hf_medvlm.data.files import write_json
 from hf_medvlm.data.rows import Row
+from hf_medvlm.errors import clipped
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.inference import Predictor, load
 from hf_medvlm.inference.loading import find_folder, read_settings, register_families
@@ -139,7 +140,7 @@ def _plain(folder: Path) -> Any:
     wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     wrong = {kind: keys[:5] for kind, keys in wrong.items() if keys}
     if wrong:
-        raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: {json.dumps(wrong)}")
+        raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: {clipped(json.dumps(wrong))}")
     return model.eval()
 
 

@@ -178,7 +178,9 @@ class MedVLMArguments(TrainingArguments):
             join_processes()
         for tracker in self.report_to or ():
             if tracker not in TRACKERS:
-                raise ValueError(f"--report_to {tracker}: no such tracker; there are {', '.join(sorted(TRACKERS))}")
+                raise ValueError(
+                    f"--report_to {clipped(tracker)}: no such tracker; there are {', '.join(sorted(TRACKERS))}"
+                )
             if importlib.util.find_spec(TRACKERS[tracker]) is None:
                 raise ValueError(f"--report_to {tracker}: it is not installed; pip install {TRACKERS[tracker]}")
 
@@ -247,7 +249,7 @@ def parse(
     for word in unknown:
         if word.startswith("--"):
             raise SystemExit(f"{parser.prog}: {unknown_name(word.split('=')[0], [f'--{name}' for name in known])}")
-        raise SystemExit(f"{parser.prog}: {clipped(word)!r} is no option; options begin with '--'")
+        raise SystemExit(f"{parser.prog}: {word!r:.100} is no option; options begin with '--'")
     if "save_strategy" not in explicit and "eval_strategy" in explicit and values.eval_strategy != "no":
         # The best checkpoint can be kept only where a checkpoint is saved at each evaluation.
         values.save_strategy = values.eval_strategy
@@ -338,7 +340,7 @@ def _typed(path: str, options: Mapping[str, Any], parser: HfArgumentParser) -> d
                 word = _converted(action, value)
                 typed[name] = [word] if action.nargs in ("*", "+") else word
         except (ValueError, TypeError, ArgumentTypeError) as error:
-            raise SystemExit(f"--config {path}: {name}: {value!r:.100}: {error}") from error
+            raise SystemExit(f"--config {path}: {name}: {value!r:.100}: {clipped(str(error))}") from error
     return typed
 
 
@@ -357,4 +359,4 @@ def _converted(action: Action, value: Any) -> Any:
 def unknown_name(name: str, known: Sequence[str]) -> str:
     """`unknown option 'x'; did you mean 'y'?`"""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"unknown option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists them all")
+    return f"unknown option {name!r:.100}" + (f"; did you mean {near[0]!r}?" if near else "; --help lists them all")

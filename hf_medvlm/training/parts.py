@@ -63,7 +63,7 @@ class PartArguments:
         """
         chosen = PARTS if self.train.strip() == "all" else split_names(self.train)
         if not chosen or set(chosen) - set(PARTS):
-            raise ValueError(f"--train {self.train!r}: name one or more of {', '.join(PARTS)}, by commas; or all")
+            raise ValueError(f"--train {self.train!r:.100}: name one or more of {', '.join(PARTS)}, by commas; or all")
         frozen = {VISION: self.freeze_vision, LANGUAGE: self.freeze_language}
         left = tuple(part for part in PARTS if part in chosen and not frozen.get(part))
         if not left:
@@ -204,7 +204,7 @@ def set_trainable(model: PreTrainedModel, parts: Parts, trained: Iterable[str]) 
     """
     chosen = set(trained)
     if not chosen or chosen - set(PARTS):
-        raise ValueError(f"--train {','.join(sorted(chosen))!r}: name one or more of {', '.join(PARTS)}")
+        raise ValueError(f"--train {','.join(sorted(chosen))!r:.100}: name one or more of {', '.join(PARTS)}")
     for part in (LANGUAGE, VISION, CONNECTOR):  # the connector last: a vision tower may hold it
         for name in parts.modules(part):
             stay_in_evaluation(model.get_submodule(name), part not in chosen)

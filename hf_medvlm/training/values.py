@@ -71,7 +71,7 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
     for name, value in values.items():
         if value is None:
             continue
-        given = f"--{name} {getattr(value, 'value', value)}"
+        given = f"--{name} {clipped(str(getattr(value, 'value', value)))}"
         if _is_number(types.get(name)):
             _check_number(name, value, given)
         elif name in CHOICES and getattr(value, "value", value) not in CHOICES[name]:
@@ -80,7 +80,7 @@ def check_values(values: Mapping[str, Any], types: Mapping[str, Any]) -> None:
         try:
             section_alternatives(values["sections"])
         except ValueError as error:
-            raise ValueError(f"--sections {values['sections']}: {error}") from error
+            raise ValueError(f"--sections {clipped(values['sections'])}: {error}") from error
     for name in OBJECTS:
         _check_object(name, values.get(name))
     if "max_steps" in values:
@@ -124,9 +124,11 @@ def _check_object(name: str, value: Any) -> None:
 def _check_length(values: Mapping[str, Any]) -> None:
     steps, epochs = values["max_steps"], values.get("num_train_epochs")
     if steps != -1 and steps < 1:
-        raise ValueError(f"--max_steps {steps}: at least 1 is needed; -1 leaves it to --num_train_epochs")
+        raise ValueError(f"--max_steps {clipped(steps)}: at least 1 is needed; -1 leaves it to --num_train_epochs")
     if steps == -1 and epochs is not None and epochs <= 0:
-        raise ValueError(f"--num_train_epochs {epochs}: more than 0 is needed; --evaluate_only scores without training")
+        raise ValueError(
+            f"--num_train_epochs {clipped(epochs)}: more than 0 is needed; --evaluate_only scores without training"
+        )
     if values.get("early_stopping_patience") and _name(values.get("eval_strategy")) == "no":
         raise ValueError("--early_stopping_patience needs evaluations on the way: --eval_strategy steps or epoch")
 
@@ -144,15 +146,15 @@ def _check_schedule(values: Mapping[str, Any]) -> None:
     try:
         more = json.loads(more) if isinstance(more, str) else more
     except ValueError as error:
-        raise ValueError(f"--lr_scheduler_kwargs {more}: not JSON: {error}") from error
+        raise ValueError(f"--lr_scheduler_kwargs {clipped(more)}: not JSON: {error}") from error
     if more is not None and not isinstance(more, dict):
-        raise ValueError(f"--lr_scheduler_kwargs {more}: a JSON object is needed")
+        raise ValueError(f"--lr_scheduler_kwargs {clipped(more)}: a JSON object is needed")
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     try:
         get_scheduler(name, optimizer, num_warmup_steps=1, num_training_steps=10, scheduler_specific_kwargs=more or {})
     except Exception as error:  # whatever a schedule makes of options that it does not know
-        given = f"--lr_scheduler_type {name}" + (f" --lr_scheduler_kwargs {json.dumps(more)}" if more else "")
-        raise ValueError(f"{given}: {' '.join(str(error).split())}; see --lr_scheduler_kwargs") from error
+        given = f"--lr_scheduler_type {name}" + (f" --lr_scheduler_kwargs {clipped(json.dumps(more))}" if more else "")
+        raise ValueError(f"{given}: {clipped(str(error))}; see --lr_scheduler_kwargs") from error
 
 
 def _name(value: Any) -> Any:

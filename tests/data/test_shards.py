@@ -175,7 +175,7 @@ def test_shards_that_change_are_read_anew_and_their_pictures_checked_once(
     [
         (lambda path: write_tar(path / "a.tar", {"1.txt": b"x", "1.png": picture(1)}, "w:gz"), "a.tar", "unpack it"),
         (lambda path: (path / "a.tar").write_bytes(b"no tar" * 99), "*.tar", "a.tar: no whole tar file"),
-        (lambda path: (path / "a.parquet").write_bytes(b"PAR1"), "*.parquet", "a.parquet: no whole Parquet file"),
+        (lambda path: (path / "a.parquet").write_bytes(b"PAR1"), "*.parquet", "a.parquet: cannot be read as Parquet"),
         (lambda path: write_tar(path / "a.tar", {"1.txt": b"x", "1.png": b""}), "b*.tar", "no file fits this pattern"),
         (lambda path: write_tar(path / "a.tar", {"1.txt": b"x"}), "*.tar", "none of 1 rows can be used"),
         (lambda path: write_tar(path / "a.tar", {}), "*.tar", "no sample in it"),

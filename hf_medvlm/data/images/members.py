@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from hf_medvlm.errors import library_errors
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -109,16 +111,13 @@ class _RowGroups:
 
 
 def _read_column(shard: str, group: int, column: int) -> pa.ChunkedArray | None:
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with library_errors("not a whole Parquet file", "write it again", (FileNotFoundError, PermissionError)):
         with pq.ParquetFile(shard) as file:
             if group >= file.num_row_groups or column >= len(file.schema_arrow):
                 return None
             return file.read_row_group(group, columns=[file.schema_arrow.field(column).name]).column(0)
-    except pa.ArrowException as error:
-        raise ValueError(f"not a whole Parquet file ({error})") from error
 
 
 _groups = _RowGroups()

@@ -99,7 +99,8 @@ def require_columns(path: str | Path, columns: Sequence[str], required: Iterable
     for name in required:
         if name not in columns:
             raise ValueError(
-                f"{path}: no column {name!r}{nearest(name, columns)} (columns: {clipped(', '.join(columns)) or 'none'})"
+                f"{path}: no column {name!r:.100}{nearest(name, columns)} (columns: "
+                f"{clipped(', '.join(columns)) or 'none'})"
             )
 
 
@@ -204,7 +205,8 @@ def refuse_repeated(path: str | Path, header: Sequence[str]) -> None:
     if twice:
         places = [str(place) for place, name in enumerate(header, start=1) if name == twice[0]]
         raise ValueError(
-            f"{path}:1: column {twice[0]!r} stands {len(places)} times (columns {', '.join(places)}); rename or remove "
+            f"{path}:1: column {twice[0]!r:.100} stands {len(places)} times (columns {', '.join(places)}); "
+            f"rename or remove "
             "all but one"
         )
 
@@ -235,7 +237,7 @@ def parse_state(name: str, value: Any) -> int | None:
         state = math.inf
     if state not in (-1, 0, 1):
         raise EntryError(
-            "impossible label", f"{name} is {value!r}; use 1 present, 0 absent, -1 uncertain, empty not mentioned"
+            "impossible label", f"{name} is {value!r:.100}; use 1 present, 0 absent, -1 uncertain, empty not mentioned"
         )
     return int(state)
 

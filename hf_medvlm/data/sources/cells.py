@@ -68,10 +68,10 @@ def report_text(value: Any, column: str, missing: Missing) -> str:
         EntryError: a number, a list or an object, which is no report; the name of a file.
     """
     if value is not None and not isinstance(value, str) and value == value:
-        raise EntryError("no text", f"column {column!r} holds {value!r:.60}, which is no text")
+        raise EntryError("no text", f"column {column!r:.100} holds {value!r:.60}, which is no text")
     text = missing.text(value)
     if _FILE_NAME.fullmatch(text):
-        raise EntryError("no text", f"column {column!r} names the file {text!r:.80}; the table must hold its text")
+        raise EntryError("no text", f"column {column!r:.100} names the file {text!r:.80}; the table must hold its text")
     if mark := _MARKS.search(text):
         missing.marks[mark[0]] += 1
     return text

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from hf_medvlm.data.fields import SECTIONS
 from hf_medvlm.data.sources.base import require_columns
+from hf_medvlm.errors import clipped
 from hf_medvlm.labels import CHEXPERT_14
 
 # As `plain_name` writes them, the surest first.
@@ -190,7 +191,7 @@ def recognise(
 def _shown(columns: Sequence[str]) -> str:
     """The columns, for a message; a lone one is a sign of another separator."""
     one = "; columns are divided by a comma, semicolon, tab or bar" if len(columns) == 1 else ""
-    return f" (columns: {', '.join(columns)}{one})"
+    return f" (columns: {clipped(', '.join(columns))}{one})"
 
 
 def _sections(path: str, columns: Sequence[str], texts: str | Sequence[str] | None) -> dict[str, str]:
@@ -199,7 +200,7 @@ def _sections(path: str, columns: Sequence[str], texts: str | Sequence[str] | No
         return _known_texts(path, columns)
     names = [name.strip() for name in texts.split(",") if name.strip()] if isinstance(texts, str) else list(texts)
     if not names:
-        raise ValueError(f"{path}: --text_columns names no column (columns: {', '.join(columns)})")
+        raise ValueError(f"{path}: --text_columns names no column{_shown(columns)}")
     hides_report = any(name.lower() in ("findings", "impression") for name in names)
     free = "findings" if hides_report else "report"
     return {name: name.lower() if name.lower() in SECTIONS else free for name in names}

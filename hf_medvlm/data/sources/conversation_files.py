@@ -153,7 +153,8 @@ def _question(
     path = plain_text(path, "the image's name")
     if not question or not answer or kind not in (CLOSED, OPEN):
         raise ValueError(
-            f"a question, an answer and {CLOSED} or {OPEN} are needed, found {question!r}, {answer!r}, {kind!r}"
+            f"a question, an answer and {CLOSED} or {OPEN} are needed, found {question!r:.100}, "
+            f"{answer!r:.100}, {kind!r:.100}"
         )
     return Study(
         study_id=name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,7 @@ def load_hub(path: str) -> datasets.DatasetDict:
     import datasets
 
     local = Path(path)
+    _refuse_special(local)
     try:
         if local.is_file():
             loaded = datasets.DatasetDict(train=datasets.Dataset.from_parquet(str(local)))
@@ -41,6 +43,15 @@ def load_hub(path: str) -> datasets.DatasetDict:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path}: could not be read as a data set (tried {tried}): {reason:.300}") from error
     return loaded if isinstance(loaded, datasets.DatasetDict) else datasets.DatasetDict(train=loaded)
+
+
+def _refuse_special(folder: Path) -> None:
+    """Raise `ValueError` where a pipe or a device lies in a folder: whoever reads it would wait for ever."""
+    for parent, _, _ in os.walk(folder):
+        with os.scandir(parent) as entries:
+            for entry in entries:
+                if not entry.is_file() and not entry.is_dir() and os.path.exists(entry):
+                    raise ValueError(f"{entry.path}: cannot be read: it is no plain file")
 
 
 def hub_rows(path: str) -> Iterator[tuple[str, int, dict[str, Any]]]:
@@ -135,7 +146,7 @@ class EmbeddedImages:
                 if self.image_folder and file.is_relative_to(self.image_folder.resolve()):
                     return file.relative_to(self.image_folder.resolve()).as_posix()
                 return self.find(file.read_bytes())
-        raise EntryError("path leaves the data set", f"{name!r} is no file in the data set or in the image folder")
+        raise EntryError("path leaves the data set", f"{name!r:.300} is no file in the data set or in the image folder")
 
 
 def _hub_cache() -> Path:

@@ -68,7 +68,7 @@ class ImagePaths:
         if len(matches) == 1 or len(closest) == 1:
             return [(self._say("ending, case or folder", text, (closest or matches)[0]), None)]
         if len(matches) > 1:
-            raise EntryError("ambiguous image", f"{text!r} fits {len(matches)} files: {', '.join(matches[:3])}")
+            raise EntryError("ambiguous image", f"{text!r:.300} fits {len(matches)} files: {', '.join(matches[:3])}")
         return self._by_uid(text) or [(path, None)]
 
     def notes(self) -> list[str]:
@@ -105,7 +105,7 @@ class ImagePaths:
         if absolute:
             raise EntryError(
                 "path leaves the image folder",
-                f"{text!r} lies on another computer, and no file in --image_folder ends like it",
+                f"{text!r:.300} lies on another computer, and no file in --image_folder ends like it",
             )
         return parse_path("/".join(parts))
 

@@ -116,7 +116,7 @@ def _views(path: Path, corpus: Corpus) -> Iterator[tuple[str, str, str | None]]:
     for line, (uid, name, view) in read_columns(path, ("uid", "filename", "projection"), corpus.rejected):
         try:
             if view.lower() not in VIEWS:
-                raise EntryError("unknown view", f"projection {view!r} is none of {', '.join(VIEWS)}")
+                raise EntryError("unknown view", f"projection {view!r:.100} is none of {', '.join(VIEWS)}")
             yield uid, parse_path(name), VIEWS[view.lower()]
         except EntryError as error:
             corpus.rejected.append(Rejected(str(path), line, uid, error.reason, error.detail))
@@ -155,12 +155,14 @@ def _read_r2gen(root: Path) -> Corpus:
             name = None
             try:
                 if not isinstance(entry, dict) or not all(isinstance(entry.get(k), t) for k, t in R2GEN_ENTRY.items()):
-                    raise EntryError("wrong layout", f"entry {number} of {part!r}; wanted: {', '.join(R2GEN_ENTRY)}")
+                    raise EntryError(
+                        "wrong layout", f"entry {number} of {part!r:.100}; wanted: {', '.join(R2GEN_ENTRY)}"
+                    )
                 name, split = entry["id"], entry.get("split", part)
                 if not isinstance(split, str) or split not in R2GEN_SPLITS:
-                    raise EntryError("unknown split", f"entry {number} of {part!r}: {split!r}")
+                    raise EntryError("unknown split", f"entry {number} of {part!r:.100}: {split!r:.100}")
                 if name in corpus.places:
-                    raise EntryError("duplicate row", f"entry {number} of {part!r}")
+                    raise EntryError("duplicate row", f"entry {number} of {part!r:.100}")
                 images = [StudyImage(parse_path(f"images/{image}")) for image in entry["image_path"]]
                 uid = _UID.match(name)
                 study = _study(name, images, {"findings": entry["report"]}, ())

@@ -219,7 +219,9 @@ def _read_metadata(path: Path, rejected: list[Rejected]) -> dict[str, _Found]:
         try:
             study = by_study.get(study_id)
             if not _IMAGE_ID.fullmatch(image) or (study is None and not _IDS.fullmatch(f"{patient} {study_id}")):
-                raise EntryError("impossible id", f"subject {patient!r}, study {study_id!r}, image {image!r}")
+                raise EntryError(
+                    "impossible id", f"subject {patient!r:.100}, study {study_id!r:.100}, image {image!r:.100}"
+                )
             if image in seen:
                 raise EntryError("duplicate row", f"image {image}")
             seen.add(image)
@@ -245,10 +247,10 @@ def _read_splits(path: Path | None) -> tuple[dict[str, str], list[Rejected]]:
     rows = read_columns(path, ("study_id", "subject_id", "split"), rejected) if path else ()
     for line, (study_id, patient, split) in rows:
         if split not in SPLITS:
-            raise ValueError(f"{path}:{line}: split {split!r} is none of {', '.join(SPLITS)}")
+            raise ValueError(f"{path}:{line}: split {split!r:.100} is none of {', '.join(SPLITS)}")
         if splits.setdefault(study_id, split) != split:
             raise ValueError(
-                f"{path}:{line}: patient {patient}, study {study_id}, is in {splits[study_id]} and in {split}"
+                f"{path}:{line}: patient {patient:.100}, study {study_id:.100}, is in {splits[study_id]} and in {split}"
             )
     return splits, rejected
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from hf_medvlm.data.files import check_regular
+from hf_medvlm.errors import library_errors
 from hf_medvlm.language.sections import select_sections
 
 _REPORT = re.compile(r"(?:.*/)?s(\d{8})\.txt")
@@ -67,12 +68,12 @@ def read_reports(source: Path, index: Index, study_ids: Iterable[str]) -> Iterat
 
 def _index_zip(path: Path) -> Index:
     try:
-        with zipfile.ZipFile(path) as archive:
+        with library_errors(f"{path}: not a whole ZIP", "download it again"), zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: not a whole ZIP ({error}); download it again") from error
     except OSError as error:
         raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
+    if any(info.header_offset < 0 for info in infos):  # a piece is missing before the table of contents
+        raise ValueError(f"{path}: not a whole ZIP (places that it names are not there); download it again")
     named = ((match[1], info) for info in infos if (match := _REPORT.fullmatch(info.filename)))
     return {name: (i.header_offset, i.compress_size, i.CRC, i.compress_type) for name, i in named}
 
@@ -98,9 +99,12 @@ def _read_members(path: Path, index: Index, study_ids: Iterable[str]) -> Iterato
         for study_id in study_ids:
             offset, size, crc, method = cast("tuple[int, int, int, int]", index[study_id])
             handle.seek(offset)
-            signature, name_length, extra_length = _LOCAL_HEADER.unpack(handle.read(_LOCAL_HEADER.size))
-            packed = handle.read(name_length + extra_length + size)[name_length + extra_length :]
+            header = handle.read(_LOCAL_HEADER.size)
             try:
+                if len(header) < _LOCAL_HEADER.size:
+                    raise zlib.error("the file ends before it")
+                signature, name_length, extra_length = _LOCAL_HEADER.unpack(header)
+                packed = handle.read(name_length + extra_length + size)[name_length + extra_length :]
                 if signature != b"PK\3\4" or method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                     raise zlib.error(f"neither stored nor deflated (method {method})")
                 unpacking = zlib.decompressobj(-zlib.MAX_WBITS)

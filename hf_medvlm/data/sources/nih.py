@@ -95,11 +95,11 @@ def _study(row: Mapping[str, str], columns: Mapping[str, str], places: Mapping[s
     name, patient = row[columns["image"]].strip(), id_text(row[columns["patient"]], "patient")
     number = id_text(row[columns["follow_up"]], "follow_up")
     if not patient or not number.isdigit():
-        raise EntryError("impossible id", f"patient {patient!r}, follow-up {number!r}")
+        raise EntryError("impossible id", f"patient {patient!r:.100}, follow-up {number!r:.100}")
     words = [word.strip() for word in row[columns["labels"]].split("|") if word.strip()]
     unknown = [word for word in words if word not in (*FINDINGS, NO_FINDING)]
     if not words or unknown:
-        raise EntryError("impossible label", f"{row[columns['labels']]!r}; NIH's labels are {', '.join(FINDINGS)}")
+        raise EntryError("impossible label", f"{row[columns['labels']]!r:.100}; NIH's labels are {', '.join(FINDINGS)}")
     present = [word for word in words if word != NO_FINDING]
     labels: dict[str, int | None] = {CHEXPERT.get(word, word): 0 for word in FINDINGS}
     labels |= {CHEXPERT.get(word, word): 1 for word in present} | {NO_FINDING: int(not present)}

@@ -76,7 +76,7 @@ def load_padchest(root: str | Path) -> Corpus:
 def _study(row: Mapping[str, str], path: str) -> Study:
     projection = row["Projection"].strip()
     if projection not in VIEWS:
-        raise EntryError("no chest view", f"Projection is {projection or 'empty'!r}; used are {', '.join(VIEWS)}")
+        raise EntryError("no chest view", f"Projection is {projection or 'empty'!r:.100}; used are {', '.join(VIEWS)}")
     terms = [text_of(term).lower() for term in as_list(row["Labels"])]
     if "exclude" in terms:
         raise EntryError("no chest view", "PadChest's label is 'exclude'")

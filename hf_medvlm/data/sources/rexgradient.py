@@ -106,7 +106,7 @@ def _study(row: Mapping[str, Any], split: str, root: Path) -> Study:
     patient = id_text(row.get("PatientID"), "PatientID") or name.split("_")[0].removeprefix("p")
     study_id = text_of(row.get("StudyInstanceUid")) or name
     if not patient or not study_id:
-        raise EntryError("impossible id", f"id {name!r}, PatientID {row.get('PatientID')!r}")
+        raise EntryError("impossible id", f"id {name!r:.100}, PatientID {row.get('PatientID')!r:.100}")
     date = id_text(row.get("StudyDate"), "StudyDate")
     return Study(
         study_id=study_id,

@@ -20,6 +20,7 @@ from hf_medvlm.data.files import check_regular, open_text, read_json
 from hf_medvlm.data.images import DICOM_SUFFIXES
 from hf_medvlm.data.sources.base import Rejected, read_csv, refuse_repeated
 from hf_medvlm.data.sources.hub import hub_rows
+from hf_medvlm.errors import clipped
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 SEPARATED = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".txt": "\t", ".psv": "|"}
@@ -53,7 +54,9 @@ def table_rows(path: str, encoding: str | None, rejected: list[Rejected], notes:
         ValueError: no such file, or none that is read, or a broken one, or two columns of one name.
     """
     if not path.strip("/. "):
-        raise ValueError(f"--dataset {path!r}: name a table, a folder with one, or an id on the Hub")
+        raise ValueError(f"--dataset {path!r:.300}: name a table, a folder with one, or an id on the Hub")
+    if Path(path).exists() and not Path(path).is_dir():
+        check_regular(path)
     suffix = Path(path.lower().removesuffix(".gz")).suffix
     if suffix == ".xls" and _is_separated(path):  # what many a system exports as .xls is text
         suffix = ".tsv"
@@ -253,7 +256,7 @@ def _excel(path: str, rejected: list[Rejected], notes: list[str]) -> Iterator[En
         rows = [list(row) for row in sheet.iter_rows(values_only=True)]
     except Exception as error:  # on a broken ZIP or XML openpyxl raises any kind of error
         raise ValueError(
-            f"{path}: not an Excel file, or a broken one ({' '.join(str(error).split())}); if it is text, let its name "
+            f"{path}: not an Excel file, or a broken one ({clipped(str(error))}); if it is text, let its name "
             "end in .csv"
         ) from error
     if len(book.worksheets) > 1:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from hf_medvlm.data.fields import SPLIT_NAMES
 from hf_medvlm.data.files import cache_folder, check_regular, load_json, machine_lock, read_json, write_json
 from hf_medvlm.data.images.members import SHARD_SUFFIXES, member_path
+from hf_medvlm.data.parquet import open_parquet
 from hf_medvlm.data.sources.base import Corpus, EntryError, Rejected, link_priors
 from hf_medvlm.data.sources.cells import IMAGE_SUFFIXES
 from hf_medvlm.data.sources.columns import NAMES, plain_name
@@ -180,29 +181,23 @@ def _is_packed(path: Path) -> bool:
 
 def _parquet_rows(folder: Path, name: str, rejected: list[Rejected]) -> Iterator[Entry]:
     """The rows of a Parquet file; a cell of images holds the paths of those that are there."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     path, number = folder / name, 0
-    try:
-        with pq.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            images = {place: field for place, field in enumerate(schema) if _holds_images(field.type)}
-            others = [field.name for place, field in enumerate(schema) if place not in images]
-            for group in range(file.num_row_groups):
-                count = file.metadata.row_group(group).num_rows
-                rows = file.read_row_group(group, columns=others).to_pylist() if others else [{} for _ in range(count)]
-                for place, field in images.items():
-                    for row, cell in enumerate(_image_cells(file, group, field)):
-                        rows[row][field.name] = [
-                            member_path(name, (group, row, place, item), image) for item, image in cell
-                        ]
-                for row in rows:
-                    number += 1
-                    has_id = any(plain_name(column) in NAMES["study_id"] for column in row)
-                    yield str(path), number, ({} if has_id else {"study_id": f"{Path(name).stem}-{number}"}) | row
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"{path}: no whole Parquet file ({error})") from error
+    with open_parquet(path) as file:
+        schema = file.schema_arrow
+        images = {place: field for place, field in enumerate(schema) if _holds_images(field.type)}
+        others = [field.name for place, field in enumerate(schema) if place not in images]
+        for group in range(file.num_row_groups):
+            count = file.metadata.row_group(group).num_rows
+            rows = file.read_row_group(group, columns=others).to_pylist() if others else [{} for _ in range(count)]
+            for place, field in images.items():
+                for row, cell in enumerate(_image_cells(file, group, field)):
+                    rows[row][field.name] = [
+                        member_path(name, (group, row, place, item), image) for item, image in cell
+                    ]
+            for row in rows:
+                number += 1
+                has_id = any(plain_name(column) in NAMES["study_id"] for column in row)
+                yield str(path), number, ({} if has_id else {"study_id": f"{Path(name).stem}-{number}"}) | row
 
 
 def _image_cells(file: pq.ParquetFile, group: int, field: pa.Field) -> Iterator[list[tuple[int, str]]]:

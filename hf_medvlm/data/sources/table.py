@@ -26,6 +26,7 @@ from hf_medvlm.data.sources.hub import EmbeddedImages
 from hf_medvlm.data.sources.image_paths import ImagePaths
 from hf_medvlm.data.sources.rows import Entry, table_rows
 from hf_medvlm.data.study import Study, StudyImage
+from hf_medvlm.errors import clipped
 
 logger = logging.getLogger(__name__)
 _ROUNDED = re.compile(r"\d[.,]\d+[eE]\+\d+")  # what Excel writes in place of a long number
@@ -169,12 +170,12 @@ class _Reader:
             texts[section].append(report_text(row.get(column), column, self.missing))
         text = {section: "\n".join(filter(None, parts)) for section, parts in texts.items()}
         if self.needs_text and not any(text.values()):
-            raise EntryError("empty text", f"nothing in {', '.join(columns.texts)}")
+            raise EntryError("empty text", f"nothing in {clipped(', '.join(columns.texts))}")
         named = patient_of_path(images[0].path) if columns.patient is None else None
         self.unknown_patients += columns.patient is None and named is None
         patient_id = _id(row, columns.patient) if columns.patient else named or study_id
         if not patient_id:
-            raise EntryError("no patient", f"column {columns.patient!r} is empty")
+            raise EntryError("no patient", f"column {columns.patient!r:.100} is empty")
         also: dict[str, Any] = {name: self.missing.text(row.get(column)) for name, column in columns.picked.items()}
         prior = _id(row, columns.picked.get("prior_study_id"))
         also.pop("prior_study_id", None)
@@ -249,7 +250,9 @@ def _id(row: Mapping[str, Any], column: str | None) -> str:
     except ValueError as error:
         raise EntryError("impossible id", str(error)) from error
     if _ROUNDED.fullmatch(text):
-        raise EntryError("impossible id", f"{text!r} in column {column!r} has lost digits; format the column as text")
+        raise EntryError(
+            "impossible id", f"{text!r:.100} in column {column!r:.100} has lost digits; format the column as text"
+        )
     return "" if text.lower() in ("nan", "none", "null", "<na>", "n/a") else text
 
 
@@ -262,7 +265,8 @@ def _usable_split_column(rows: Sequence[Entry], named: str | None, column: str |
     if named and strange:
         file, line, row = next(r for r in rows if text_of(r[2].get(column)).lower() not in SPLIT_NAMES)
         raise ValueError(
-            f"{file}:{line}: column {column!r} says {row.get(column)!r}; a split is one of {', '.join(SPLIT_NAMES)}"
+            f"{file}:{line}: column {column!r:.100} says {row.get(column)!r:.100}; a split is one of "
+            f"{', '.join(SPLIT_NAMES)}"
         )
     if named or (not strange and (held_out or any(SPLIT_NAMES[value] == "train" for value in values))):
         return column

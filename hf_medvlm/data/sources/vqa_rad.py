@@ -36,7 +36,7 @@ def read_vqa_rad(path: str | Path) -> list[Study]:
         if not question or not answer or kind not in (CLOSED, OPEN):
             raise ValueError(
                 f"{path}:{number}: a question, an answer and {CLOSED} or {OPEN} are needed, "
-                f"found {question!r}, {answer!r}, {kind!r}"
+                f"found {question!r:.100}, {answer!r:.100}, {kind!r:.100}"
             )
         turns = [{"from": HUMAN, "value": f"{IMAGE}\n{question}"}, {"from": ASSISTANT, "value": answer}]
         studies.append(

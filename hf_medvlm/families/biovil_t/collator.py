@@ -59,14 +59,16 @@ def check_prior(study: Study, prior: Study) -> None:
     """Raise `ValueError` unless `prior` is of the same patient, and no newer, as far as the dates tell."""
     if prior.patient_id != study.patient_id:
         raise ValueError(
-            f"study {study.study_id!r} of patient {study.patient_id!r} names {prior.study_id!r} as its prior, which is "
-            f"of patient {prior.patient_id!r}; correct prior_study_id"
+            f"study {study.study_id!r:.100} of patient {study.patient_id!r:.100} names {prior.study_id!r:.100} "
+            f"as its prior, which is "
+            f"of patient {prior.patient_id!r:.100}; correct prior_study_id"
         )
     if study.study_date and prior.study_date:
         known = min(len(study.study_date), len(prior.study_date))  # ISO 8601 sorts as text; a date may lack its time
         if prior.study_date[:known] > study.study_date[:known] or prior.study_id == study.study_id:
             raise ValueError(
-                f"study {study.study_id!r} of {study.study_date} names {prior.study_id!r} of {prior.study_date} as its "
+                f"study {study.study_id!r:.100} of {study.study_date} names {prior.study_id!r:.100} of "
+                f"{prior.study_date} as its "
                 "prior, which is no earlier; correct prior_study_id or study_date"
             )
 

@@ -63,7 +63,7 @@ class BioViLTConfig(PreTrainedConfig):
                 setattr(self, name, kind(**getattr(self, name)))
         self.backbone_config = self.backbone_config or ResNetConfig()
         if self.norm not in ("batch", "group"):
-            raise ValueError(f'norm must be "batch" or "group", got {self.norm!r}')
+            raise ValueError(f'norm must be "batch" or "group", got {self.norm!r:.100}')
         if self.text_config is not None and self.text_config.projection_size != self.projection_size:
             raise ValueError(
                 f"images are projected to {self.projection_size} numbers but texts to "

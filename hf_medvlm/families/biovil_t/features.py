@@ -59,7 +59,7 @@ class FeatureOptions:
         if unknown or not self.kinds:
             raise ValueError(f"features are {', '.join(KINDS)}; got {', '.join(unknown) or 'none'}")
         if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype!r}")
+            raise ValueError(f"dtype is one of {', '.join(DTYPES)}, got {self.dtype!r:.100}")
         if self.batch_size < 1 or self.shard_size < 1 or self.shard_size % self.batch_size:
             raise ValueError(
                 f"shard_size must be a multiple of batch_size, got {self.shard_size} and {self.batch_size}: a batch "

@@ -49,7 +49,7 @@ class CaptionCollator:
         room = self.max_length - len(self.prompt_ids)
         if room < 2:
             raise ValueError(
-                f"the prompt {self.prompt!r} takes {len(self.prompt_ids)} of max_length={self.max_length} tokens "
+                f"the prompt {self.prompt!r:.100} takes {len(self.prompt_ids)} of max_length={self.max_length} tokens "
                 "and leaves no room for a report; raise --max_length or shorten --prompt"
             )
 

@@ -88,7 +88,9 @@ class ChatDataArguments(ConversationDataArguments):
 
     def __post_init__(self) -> None:
         if self.image_aspect_ratio not in ASPECT_RATIOS:
-            raise ValueError(f"--image_aspect_ratio {self.image_aspect_ratio!r} is none of {', '.join(ASPECT_RATIOS)}")
+            raise ValueError(
+                f"--image_aspect_ratio {self.image_aspect_ratio!r:.100} is none of {', '.join(ASPECT_RATIOS)}"
+            )
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from hf_medvlm.collators.pixels import read_pixels
 from hf_medvlm.data.conversations import ChatOptions, answer_of, turns_of, with_conversation
 from hf_medvlm.data.rows import Row, as_rows
 from hf_medvlm.data.study import Study
+from hf_medvlm.errors import clipped
 from hf_medvlm.families.chat.templates import (
     TEMPLATES,
     check_chat_vocabulary,
@@ -25,6 +26,23 @@ from hf_medvlm.families.chat.templates import (
 from hf_medvlm.labels import IGNORE_INDEX, IMAGE_TOKEN_INDEX
 
 __all__ = ["ChatCollator", "encode_conversation", "encode_conversations", "encode_questions"]
+
+
+def image_tokens(processor: LlavaProcessor) -> int:
+    """Tokens that one image takes in a prompt, by the processor's own numbers.
+
+    Raises:
+        ValueError: one of those numbers is missing, or is none; the message names it.
+    """
+    side, cut = processor.patch_size, processor.vision_feature_select_strategy == "default"
+    size = getattr(processor.image_processor, "crop_size", None) or {}
+    sides = [size.get(name) if isinstance(size, Mapping) else getattr(size, name, None) for name in ("height", "width")]
+    numbers = {"patch_size": side, "crop_size height": sides[0], "crop_size width": sides[1]}
+    for name, value in numbers.items():
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{name} of LLaVA's processor must be a whole number of pixels, found {clipped(value)}")
+    patches = (sides[0] // side) * (sides[1] // side)
+    return patches + processor.num_additional_image_tokens - cut
 
 
 @dataclass
@@ -56,7 +74,9 @@ class ChatCollator:
 
     def __post_init__(self) -> None:
         if self.template not in TEMPLATES:
-            raise ValueError(f"there is no chat template {self.template!r}; --version is one of {', '.join(TEMPLATES)}")
+            raise ValueError(
+                f"there is no chat template {self.template!r:.100}; --version is one of {', '.join(TEMPLATES)}"
+            )
         check_chat_vocabulary(self.tokenizer, self.template)
 
     @property
@@ -67,11 +87,7 @@ class ChatCollator:
     @property
     def image_tokens(self) -> int:
         """Tokens of one image."""
-        size = self.processor.image_processor.crop_size
-        side = self.processor.patch_size
-        patches = (size["height"] // side) * (size["width"] // side)
-        cut = self.processor.vision_feature_select_strategy == "default"
-        return patches + self.processor.num_additional_image_tokens - cut
+        return image_tokens(self.processor)
 
     def talk(self, study: Study) -> Study:
         """The study with its conversation."""
@@ -106,12 +122,12 @@ class ChatCollator:
             )
         except ValueError as error:
             if len(studies) == 1:
-                raise ValueError(f"study {studies[0].study_id!r}: {error}") from error
+                raise ValueError(f"study {studies[0].study_id!r:.100}: {error}") from error
             return [self.encode(study) for study in studies]  # finds the one that is wrong
         for study, sample in zip(studies, encoded, strict=True):
             if all(label == IGNORE_INDEX for label in sample["labels"][1:]):
                 raise ValueError(
-                    f"study {study.study_id!r}: nothing is supervised; its answers are empty, or the "
+                    f"study {study.study_id!r:.100}: nothing is supervised; its answers are empty, or the "
                     f"{self.max_length} tokens end before the first of them (raise --model_max_length)"
                 )
         return [self._expand(sample) for sample in encoded]
@@ -145,7 +161,7 @@ class ChatCollator:
             sample = self._expand({"input_ids": ids, "labels": [IGNORE_INDEX] * len(ids)})
             if len(sample["input_ids"]) > self.max_length:
                 raise ValueError(
-                    f"study {study.study_id!r}: its prompt has {len(sample['input_ids'])} tokens, more than "
+                    f"study {study.study_id!r:.100}: its prompt has {len(sample['input_ids'])} tokens, more than "
                     f"{self.max_length}; raise --model_max_length"
                 )
             samples.append(sample)

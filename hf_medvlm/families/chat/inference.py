@@ -19,7 +19,7 @@ from hf_medvlm.data.study import Study
 from hf_medvlm.errors import clipped
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.families.chat.attention import word_attention
-from hf_medvlm.families.chat.collator import ChatCollator
+from hf_medvlm.families.chat.collator import ChatCollator, image_tokens
 from hf_medvlm.families.chat.evaluation import ChatEvaluation
 from hf_medvlm.families.chat.message_collator import MessageCollator
 from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
@@ -30,6 +30,7 @@ from hf_medvlm.families.chat.stock import load_stock
 from hf_medvlm.families.chat.tiny import make_processor
 from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.inference.writer import WriterPredictor
+from hf_medvlm.models.clear_errors import clear_errors
 from hf_medvlm.models.loading import load_processor, load_tokenizer, model_type_of
 
 NO_CHAT = ("blip", "git", "blip-2", "pix2struct", "vision-encoder-decoder", "kosmos-2")
@@ -73,11 +74,27 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
 
 
 def load_chat_processor(folder: Path, model: LlavaReporter) -> Any:
-    """The processor that lies beside the weights; LLaVA's usual one where only a tokenizer does."""
-    if (folder / "processor_config.json").is_file():
-        return load_processor(folder)
-    vision = model.config.vision_config
-    return make_processor(load_tokenizer(folder), vision.image_size, vision.patch_size)
+    """The processor that lies beside the weights; LLaVA's usual one where only a tokenizer does.
+
+    Raises:
+        ValueError: it cannot be used, or gives an image another number of tokens than the model.
+    """
+    vision, strategy = model.config.vision_config, model.config.vision_feature_select_strategy
+    if not (folder / "processor_config.json").is_file():
+        return make_processor(load_tokenizer(folder), vision.image_size, vision.patch_size)
+    processor = load_processor(folder)
+    if processor.patch_size is None:  # old files leave both to config.json
+        processor.patch_size = vision.patch_size
+        processor.vision_feature_select_strategy = processor.vision_feature_select_strategy or strategy
+    with clear_errors(folder, "processor_config.json"):
+        tokens = image_tokens(processor)
+    if tokens != model.image_tokens:
+        raise ValueError(
+            f"{folder}: by its processor_config.json an image takes {tokens} tokens, by its config.json "
+            f"{model.image_tokens}; compare patch_size, crop_size, num_additional_image_tokens and "
+            "vision_feature_select_strategy with those of the published files"
+        )
+    return processor
 
 
 OPTIONS = record(prompts=many(name), sections=either(many(name), name), indication=flag, views=words, prior=flag)

@@ -150,7 +150,7 @@ class MessageCollator:
                 try:
                     encode([messages_of(row.study)], [images])
                 except ValueError as its_own:
-                    raise ValueError(f"study {row.study.study_id!r}: {its_own}") from its_own
+                    raise ValueError(f"study {row.study.study_id!r:.100}: {its_own}") from its_own
             names = ", ".join(repr(row.study.study_id) for row in given[:8])
             raise ValueError(f"studies {names} do not fit into one batch: {error}") from error
 

@@ -49,7 +49,7 @@ def read_pairs(path: str | Path, studies: Sequence[Study]) -> list[Pair]:
             raise ValueError(f"{where}: a pair has study_id, chosen and rejected, each a text")
         pair = Pair(*(str(record[name]) for name in names))
         if pair.study_id not in known:
-            raise ValueError(f"{where}: study {pair.study_id!r} is not among the {len(known)} training studies")
+            raise ValueError(f"{where}: study {pair.study_id!r:.100} is not among the {len(known)} training studies")
         if pair.chosen.strip() == pair.rejected.strip():
             raise ValueError(f"{where}: chosen and rejected are the same text")
         pairs.append(pair)

@@ -109,7 +109,7 @@ def load_processor(folder: str | Path) -> ProcessorMixin:
             with clear_errors(folder, part):
                 parts[part] = auto.from_pretrained(folder, trust_remote_code=False)
         else:
-            raise ValueError(f"{folder}: {name} has a part {part!r} that is neither image processor nor tokenizer")
+            raise ValueError(f"{folder}: {name} has a part {part!r:.100} that is neither image processor nor tokenizer")
     date = described.pop("template_date", None)
     video = _video_settings(folder, described) if VIDEO in own_class.parts_of_family() else None
     with clear_errors(folder, "processor"):
@@ -237,7 +237,7 @@ def processor_class(name: str) -> type[_OnPil]:
             except ImportError as error:
                 raise ValueError(f"{name} cannot be loaded without torchvision: {error}") from error
             return _subclass(upstream)
-    raise ValueError(f"this transformers has no processor class {name!r}")
+    raise ValueError(f"this transformers has no processor class {name!r:.100}")
 
 
 def _defines(module: str, name: str) -> bool:

@@ -127,15 +127,18 @@ def original_config(
     kind = record.get("model_type")
     if record.get("mm_projector_type") in OTHER_PROJECTORS or str(kind).startswith("libra"):
         raise ValueError(
-            f"model_type {kind!r} with mm_projector_type {record.get('mm_projector_type')!r} is Libra, whose connector "
+            f"model_type {kind!r:.100} with mm_projector_type {record.get('mm_projector_type')!r:.100} is "
+            f"Libra, whose connector "
             "over two radiographs is a module of its own; here there is LLaVA-1.5's mlp2x_gelu alone. Two radiographs "
             "go into any chat model of finetune_chat.py with --prior"
         )
     if kind not in LANGUAGE_MODELS:
-        raise ValueError(f"model_type {kind!r} is no LLaVA that can be loaded; those are {', '.join(LANGUAGE_MODELS)}")
+        raise ValueError(
+            f"model_type {kind!r:.100} is no LLaVA that can be loaded; those are {', '.join(LANGUAGE_MODELS)}"
+        )
     projector = record.get("mm_projector_type", "linear")
     if projector != "mlp2x_gelu":
-        raise ValueError(f"mm_projector_type {projector!r} is not supported; LLaVA-1.5 has mlp2x_gelu")
+        raise ValueError(f"mm_projector_type {projector!r:.100} is not supported; LLaVA-1.5 has mlp2x_gelu")
     if record.get("mm_use_im_start_end"):
         raise ValueError("mm_use_im_start_end is not supported; LLaVA-1.5 puts no tokens around an image")
     settings = record.get("text_config") or {k: v for k, v in record.items() if not k.startswith("mm_")}

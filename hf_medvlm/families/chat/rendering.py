@@ -226,5 +226,6 @@ def _refuse_control_tokens(messages: Sequence[Message], processor: ProcessorMixi
         for token in tokens:
             if token in text:
                 raise ValueError(
-                    f"turn {place}: the text holds {token!r}, a control token of this model; take it out of the text"
+                    f"turn {place}: the text holds {token!r:.100}, a control token of this model; take it out "
+                    f"of the text"
                 )

@@ -35,7 +35,7 @@ def load_stock(folder: str | Path, dtype: torch.dtype, shapes_only: bool = False
         raise ValueError(f"{folder}: {PALIGEMMA}")
     if kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise ValueError(
-            f"{folder} holds a {kind!r} checkpoint, which is no chat model of this transformers "
+            f"{folder} holds a {kind!r:.100} checkpoint, which is no chat model of this transformers "
             "(AutoModelForImageTextToText)"
         )
     if shapes_only:

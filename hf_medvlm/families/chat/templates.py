@@ -59,7 +59,7 @@ def build_prompt(conversations: Sequence[Turn], template: str, tokenizer: PreTra
         return Prompt(text, ((len(images), len(text)),))
     if template == "tokenizer":
         return _own_template(conversations, tokenizer)
-    raise ValueError(f"there is no chat template {template!r}; --version is one of {', '.join(TEMPLATES)}")
+    raise ValueError(f"there is no chat template {template!r:.100}; --version is one of {', '.join(TEMPLATES)}")
 
 
 def _alternate(turns: Sequence[Turn], text: str, ask: str, answer: str, end: str = END_TOKEN) -> Prompt:

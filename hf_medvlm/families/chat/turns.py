@@ -65,7 +65,9 @@ def _block(block: Any, place: int) -> Message:
         return {"type": "text", "text": block["text"]}
     if kind in ("image", "image_url"):
         return {"type": "image"}
-    raise ValueError(f"turn {place}: a block is {{'type': 'text', 'text': ...}} or {{'type': 'image'}}, not {kind!r}")
+    raise ValueError(
+        f"turn {place}: a block is {{'type': 'text', 'text': ...}} or {{'type': 'image'}}, not {kind!r:.100}"
+    )
 
 
 def _blocks(text: str) -> list[Message]:

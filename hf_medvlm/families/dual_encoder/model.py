@@ -111,7 +111,7 @@ class DualEncoderConfig(PreTrainedConfig):
             ("text_pooling", self.text_pooling, POOLINGS),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r:.100}")
         super().__post_init__(**kwargs)
 
     @property

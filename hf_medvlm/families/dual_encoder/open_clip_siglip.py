@@ -120,7 +120,8 @@ def siglip_config(model: dict[str, Any], weights: Mapping[str, Tensor], folder: 
     patch = weights["vision_model.embeddings.patch_embedding.weight"]
     if heads is None or patch.shape[0] % heads:
         raise ValueError(
-            f'{folder}: "timm_model_name" {name!r} says nothing of how many heads a tower {patch.shape[0]} wide has; '
+            f'{folder}: "timm_model_name" {name!r:.100} says nothing of how many heads a tower {patch.shape[0]} '
+            f"wide has; "
             f"known are {', '.join(TIMM_HEADS)}"
         )
     side = math.isqrt(len(weights[POSITIONS[1]])) * patch.shape[-1]

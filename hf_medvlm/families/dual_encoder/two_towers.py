@@ -49,7 +49,7 @@ def read_two_towers(folder: str | Path) -> tuple[dict[str, Any], dict[str, Tenso
     folder = find_folder(folder)
     kind = model_type_of(folder)
     if kind not in KINDS:
-        raise ValueError(f"{folder} holds a {kind!r} checkpoint; one with both towers is of {', '.join(KINDS)}")
+        raise ValueError(f"{folder} holds a {kind!r:.100} checkpoint; one with both towers is of {', '.join(KINDS)}")
     model = load_strictly(KINDS[kind][1], folder)
     return options_of(model.config, model.state_dict()), our_names(model.state_dict())
 
@@ -96,7 +96,7 @@ def to_two_towers(model: PreTrainedModel) -> PreTrainedModel:
             f"projections are no model of {', '.join(KINDS)}; this one is saved in the project's own layout alone"
         )
     if config.text_pooling != "pooler":
-        raise ValueError(f"{kind} pools its texts itself; this model has text_pooling={config.text_pooling!r}")
+        raise ValueError(f"{kind} pools its texts itself; this model has text_pooling={config.text_pooling!r:.100}")
     config_class: Any
     config_class, model_class = KINDS[kind]
     options = {"projection_dim": config.projection_size} if kind == "clip" else {}

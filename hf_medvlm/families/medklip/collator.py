@@ -80,7 +80,7 @@ class FindingsCollator:
         if not self.entities:
             raise ValueError("the list of entities is empty; name at least one, for example effusion")
         if self.unmentioned not in UNMENTIONED:
-            raise ValueError(f"unmentioned must be one of {', '.join(UNMENTIONED)}, got {self.unmentioned!r}")
+            raise ValueError(f"unmentioned must be one of {', '.join(UNMENTIONED)}, got {self.unmentioned!r:.100}")
         if not 2 <= self.position_samples <= len(self.positions):
             raise ValueError(
                 f"position_samples must be 2 to {len(self.positions)}, the number of positions, "

@@ -129,7 +129,7 @@ def hashed_embeddings(texts: Sequence[str], size: int = 768) -> Tensor:
     for row, text in zip(rows, texts, strict=True):
         words = [word for word in re.findall(r"[a-z]+", text.lower().replace("_", " ")) if word not in _STOP]
         if not words:
-            raise ValueError(f"{text!r} holds no word that describes anything; write what is to be looked for")
+            raise ValueError(f"{text!r:.100} holds no word that describes anything; write what is to be looked for")
         for word in dict.fromkeys(words):
             padded = f"<{word}>"
             parts = [padded[start : start + 4] for start in range(len(padded) - 3)]

@@ -108,6 +108,7 @@ class MedKlipPredictor(Predictor):
             return text_embeddings([describe(phrase)], self.text_encoder, self.model.config.text_size)[0]
         except OSError as error:
             raise ValueError(
-                f"{phrase!r} names no entity of {self.folder}, and {self.text_encoder}, which embeds other texts for "
+                f"{phrase!r:.100} names no entity of {self.folder}, and {self.text_encoder}, which embeds other "
+                f"texts for "
                 f"it, cannot be loaded; name one of {', '.join(self.evaluation.names)}"
             ) from error

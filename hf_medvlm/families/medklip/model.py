@@ -89,9 +89,9 @@ class MedKlipConfig(PreTrainedConfig):
             self.backbone_config = ResNetConfig(**self.backbone_config)
         self.backbone_config = self.backbone_config or ResNetConfig(hidden_sizes=[256, 512, 1024], depths=[3, 4, 6])
         if self.norm not in ("batch", "group"):
-            raise ValueError(f'norm must be "batch" or "group", got {self.norm!r}')
+            raise ValueError(f'norm must be "batch" or "group", got {self.norm!r:.100}')
         if self.existence_loss not in EXISTENCE_LOSSES:
-            raise ValueError(f"existence_loss must be one of {EXISTENCE_LOSSES}, got {self.existence_loss!r}")
+            raise ValueError(f"existence_loss must be one of {EXISTENCE_LOSSES}, got {self.existence_loss!r:.100}")
         if self.d_model % self.decoder_heads:
             raise ValueError(f"d_model={self.d_model} cannot be split among {self.decoder_heads} heads")
         # which of the two logits of an entity means what

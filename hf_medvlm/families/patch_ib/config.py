@@ -56,7 +56,7 @@ class PatchIBConfig(DualEncoderConfig):
         self.keep = _shares(self.keep)
         self.keep_start = _shares(self.keep_start) if self.keep_start is not None else self.keep
         if self.variant not in VARIANTS or len(self.variant) != 1:
-            raise ValueError(f"variant must be one letter of {VARIANTS}, got {self.variant!r}")
+            raise ValueError(f"variant must be one letter of {VARIANTS}, got {self.variant!r:.100}")
         for name in ("keep", "keep_start"):
             for share in getattr(self, name):
                 if not 0 < share <= 1:
@@ -68,7 +68,7 @@ class PatchIBConfig(DualEncoderConfig):
             ("alignment", self.alignment, (None, "mse", "cosine")),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r:.100}")
         self._check_drops()
 
     def _check_drops(self) -> None:
@@ -124,5 +124,5 @@ def variant_options(variant: str, depth: int) -> dict[str, Any]:
         "H": by_text | {"drop_layers": [after(6)], "sparsity_weight": 2.0, "sparsity_target": 0.5},
     }
     if variant not in options:
-        raise ValueError(f"variant must be one letter of {VARIANTS}, got {variant!r}")
+        raise ValueError(f"variant must be one letter of {VARIANTS}, got {variant!r:.100}")
     return {"variant": variant} | options[variant]

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hf_medvlm.errors import clipped
 from hf_medvlm.metrics.clinical.results import ClinicalResult
 
 if TYPE_CHECKING:
@@ -49,7 +50,9 @@ def check_names(names: Sequence[str]) -> None:
     """
     unknown = [name for name in names if name not in NEEDS]
     if unknown:
-        raise ValueError(f"there is no clinical metric {', '.join(map(repr, unknown))}; there are {', '.join(NEEDS)}")
+        raise ValueError(
+            f"there is no clinical metric {clipped(', '.join(map(repr, unknown)))}; there are {', '.join(NEEDS)}"
+        )
 
 
 def clinical_scores(

@@ -84,7 +84,7 @@ class Judge:
     def __post_init__(self) -> None:
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"--judge_url {self.url!r}: name an address such as http://localhost:8000/v1")
+            raise ValueError(f"--judge_url {self.url!r:.100}: name an address such as http://localhost:8000/v1")
         if not self.model:
             raise ValueError(f"--judge_model: name the model that {self.url} serves")
         if not self.hosted_acknowledged and not is_private(parts.hostname):
@@ -130,7 +130,7 @@ def is_private(host: str) -> bool:
     try:
         hosts = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
     except OSError as error:
-        raise ValueError(f"--judge_url: the host {host!r} has no address here ({error})") from error
+        raise ValueError(f"--judge_url: the host {host!r:.100} has no address here ({error})") from error
     addresses = [ipaddress.ip_address(str(address).partition("%")[0]) for address in hosts]
     return all(address.is_loopback or address.is_private or address.is_link_local for address in addresses)
 
@@ -240,7 +240,7 @@ def _answer(judge: Judge, prompt: str, read: Callable[[dict[str, Any]], float]) 
 
 def _count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value < 0 or value != int(value):
-        raise ValueError(f"{value!r} is no count")
+        raise ValueError(f"{value!r:.100} is no count")
     return int(value)
 
 

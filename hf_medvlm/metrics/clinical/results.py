@@ -51,4 +51,6 @@ def check_pairs(predictions: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references; give one for each")
     for number, pair in enumerate(zip(predictions, references, strict=True)):
         if not all(isinstance(text, str) for text in pair):
-            raise ValueError(f"row {number}: prediction and reference must be texts, got {pair[0]!r} and {pair[1]!r}")
+            raise ValueError(
+                f"row {number}: prediction and reference must be texts, got {pair[0]!r:.100} and {pair[1]!r:.100}"
+            )

@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from hf_medvlm.errors import clipped
 from hf_medvlm.models.convert.torchscript import is_torchscript, read_torchscript
 
 PICKLED = (".pt", ".pth", ".bin", ".ckpt")
@@ -112,7 +113,7 @@ def read_json(path: str | Path) -> Any:
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: not JSON at column {error.colno}: {error.msg}") from error
     except (RecursionError, OSError, ValueError) as error:  # no UTF-8, half a surrogate pair, thousands of digits
-        reason = "nested too deep" if isinstance(error, RecursionError) else str(error)
+        reason = "nested too deep" if isinstance(error, RecursionError) else clipped(str(error))
         raise ValueError(f"{path}: cannot be read as JSON ({reason})") from error
 
 
@@ -122,7 +123,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) < len(pairs):
         twice = next((name for name, part in pairs if repr(value[name]) != repr(part)), None)
         if twice is not None:
-            raise ValueError(f"{twice!r} stands twice, with different values")
+            raise ValueError(f"{twice!r:.100} stands twice, with different values")
     return value
 
 
@@ -203,7 +204,7 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.is_file() and path.suffix not in (".safetensors", *PICKLED):
-        raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r}")
+        raise ValueError(f"{path}: a weight file ends in .safetensors, {', '.join(PICKLED)}, not {path.suffix!r:.100}")
     check_weight_file(path)
     has_program = path.suffix in PICKLED and is_torchscript(path)
     loaded: Any
@@ -215,13 +216,13 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        reason = clipped(str(error).splitlines()[0])
         raise ValueError(
             f"{path}: not a plain file of tensors, and the code in its pickle is not run ({reason}). Take a checkpoint "
             "you trust, load it where it was made and save its state_dict() as .safetensors"
         ) from error
     except Exception as error:  # a pickle of random bytes can fail in any way
-        reason = (str(error).splitlines() or [""])[0]
+        reason = clipped((str(error).splitlines() or [""])[0])
         raise ValueError(
             f"{path}: cannot be read, cut short or not a checkpoint ({type(error).__name__}: {reason}); {AGAIN}"
         ) from error

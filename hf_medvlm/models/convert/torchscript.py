@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hf_medvlm.errors import clipped
+
 DEEPEST = 64  # modules in modules
 DTYPES = {
     "FloatStorage": torch.float32,
@@ -49,7 +51,9 @@ def is_torchscript(path: str | Path) -> bool:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
     except Exception as error:  # on a damaged directory zipfile raises errors of several kinds
-        raise ValueError(f"{path}: cannot be read, a damaged archive ({error}); fetch the file again") from error
+        raise ValueError(
+            f"{path}: cannot be read, a damaged archive ({clipped(str(error))}); fetch the file again"
+        ) from error
 
 
 def read_torchscript(path: str | Path) -> dict[str, Tensor]:
@@ -89,7 +93,7 @@ class _Unpickler(pickle.Unpickler):
     def persistent_load(self, pid: Any) -> Tensor:
         kind, dtype, key, _, count = pid
         if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise pickle.UnpicklingError(f"{kind!r} is no storage")
+            raise pickle.UnpicklingError(f"{kind!r:.100} is no storage")
         if key not in self.storages:
             member = self.archive.getinfo(f"{self.folder}/{key}")
             if member.compress_type != zipfile.ZIP_STORED or member.file_size != count * dtype.itemsize:
