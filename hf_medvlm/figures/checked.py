@@ -64,7 +64,7 @@ RESULTS = record(
     baselines=named(named(number)),
     intervals=named(many(number, 2)),
     protocol=named(words),
-    facts=named(named(words)),
+    facts=named(named(text)),
     n=count,
     figures=FIGURES,
 )

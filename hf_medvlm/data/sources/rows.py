@@ -55,7 +55,7 @@ def table_rows(path: str, encoding: str | None, rejected: list[Rejected], notes:
     """
     if not path.strip("/. "):
         raise ValueError(f"--dataset {path!r:.300}: name a table, a folder with one, or an id on the Hub")
-    if Path(path).exists() and not Path(path).is_dir():
+    if os.path.exists(path) and not os.path.isdir(path):
         check_regular(path)
     suffix = Path(path.lower().removesuffix(".gz")).suffix
     if suffix == ".xls" and _is_separated(path):  # what many a system exports as .xls is text
