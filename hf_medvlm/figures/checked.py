@@ -107,5 +107,6 @@ INFO = record(
     steps=count,
     studies_without_licence=count,
     tokenizer_words=words,
+    started_from=many(words),
     data_hash=words,
 )

@@ -263,6 +263,10 @@ def load_strictly(
         with clear_errors(folder, "config.json"):
             kept = {key: value for key, value in record.items() if key != "model_type"}
             config = config_class.from_dict(kept) if config_class is not None else load_config(folder)
+            changes = {key: value for key, value in options.items() if key != "dtype" and hasattr(config, key)}
+            if changes and config_class is not None:  # `from_pretrained` would keep some for itself, such as `variant`
+                config = config_class.from_dict(kept | changes)
+                options = {key: value for key, value in options.items() if key not in changes} | {"config": config}
     check_size(model_class, folder, config, sum(file.stat().st_size for file in files))
     with clear_errors(folder, f"weights, read as {name},"):
         loaded: Any = model_class.from_pretrained(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from hf_medvlm.data.files import atomic_open, load_json, open_text
 from hf_medvlm.data.licences import is_open
 from hf_medvlm.data.secrets import masked, masked_values
 from hf_medvlm.sharing.model_card import CARD, UNDESCRIBED, model_card, read_run
+from hf_medvlm.sharing.prompts import check_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, ProcessorMixin
@@ -81,8 +83,11 @@ _DESCRIPTIONS = ("*config.json", "inference.json", "special_tokens_map.json")
 """The files whose values may name places; the other JSON files are word lists."""
 
 
-def content_to_push(path: Path) -> bytes | Path:
+def content_to_push(path: Path, local: Iterable[str] = ()) -> bytes | Path:
     """What a push sends of a file: the file itself, or a description without paths of this machine and without secrets.
+
+    Args:
+        local: names that look like Hub ids and are paths (see `local_starts`).
 
     Raises:
         ValueError: a description that is no JSON.
@@ -90,17 +95,28 @@ def content_to_push(path: Path) -> bytes | Path:
     if not any(fnmatch(path.name, pattern) for pattern in _DESCRIPTIONS):
         return path
     before = load_json(path)
-    after = masked_values(_without_places(before))
+    after = masked_values(_without_places(before, frozenset(local)))
     return path if after == before else (json.dumps(after, indent=2, ensure_ascii=False) + "\n").encode()
 
 
-def _without_places(value: Any, name: str = "") -> Any:
+def local_starts(folder: Path, info: dict[str, Any]) -> set[str]:
+    """The folders that a run, and the adapter in it, started from, as they were named: `patient/7` may be a Hub id."""
+    path, named = folder / "adapter_config.json", set(info.get("started_from") or ())
+    base = str(load_json(path, dict).get("base_model_name_or_path") or "") if path.is_file() else ""
+    if base and any((place / base).exists() for place in folder.resolve().parents):  # an earlier version's run
+        named.add(base)
+    return named
+
+
+def _without_places(value: Any, local: frozenset[str], name: str = "") -> Any:
     """`value` with null where a text is a path of this machine, or a `..._name_or_path` that is no Hub id."""
     if isinstance(value, dict):
-        return {key: _without_places(part, key) for key, part in value.items()}
+        return {key: _without_places(part, local, key) for key, part in value.items()}
     if isinstance(value, list):
-        return [_without_places(part, name) for part in value]
+        return [_without_places(part, local, name) for part in value]
     if isinstance(value, str) and value:
+        if value in local:
+            return None
         if name.endswith("name_or_path") and (not _HUB_ID.fullmatch(value) or Path(value).exists()):
             return None
         if len(value) > 1 and _LOCAL.fullmatch(value):
@@ -159,7 +175,7 @@ def push(
 
     Raises:
         ValueError: nothing to push; the repository would be public where the data's terms do not clearly allow it; a
-            tokenizer that may hold the names and numbers of private reports.
+            tokenizer that may hold the names and numbers of private reports; a prompt that may name a patient.
         OSError: the Hub could not be reached or refused; the run in `output_dir` is untouched.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
@@ -170,6 +186,7 @@ def push(
         check_may_be_public(info)
     if not public_acknowledged:
         check_tokenizer(folder, info)
+        check_texts(folder)
     check_weights(folder)
     api = HfApi(token=token)
     try:
@@ -180,7 +197,8 @@ def push(
                 "--hub_private_repo False to push to a public one"
             )
         write_model_card(folder, url.repo_id)
-        sent = [CommitOperationAdd(path.name, content_to_push(path)) for path in files_to_push(folder)]
+        local = local_starts(folder, info)
+        sent = [CommitOperationAdd(path.name, content_to_push(path, local)) for path in files_to_push(folder)]
         api.create_commit(url.repo_id, sent, commit_message=f"{info.get('model_class', 'Model')} from hf_medvlm")
     except ValueError:
         raise

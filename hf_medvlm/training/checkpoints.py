@@ -16,6 +16,7 @@ from hf_medvlm.checked import count, either, many, named, number, record, words
 from hf_medvlm.data.files import read_json, write_json
 from hf_medvlm.errors import clipped
 from hf_medvlm.training.deepspeed import read_deepspeed
+from hf_medvlm.training.universal import best_beside, command, has_universal_form
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -208,16 +209,35 @@ def _check_processes(training: TrainingArguments, checkpoint: Path) -> None:
     if processes == now:
         return
     if stage is not None:
-        raise ValueError(
-            f"--resume_from_checkpoint: {checkpoint} holds the shards of {processes} ZeRO processes, and this run has "
-            f"{now}. Start {processes} processes, or begin a new run on its weights with --model_name_or_path "
-            f"{checkpoint}"
+        best = best_beside(checkpoint) if getattr(training, "load_best_model_at_end", False) else None
+        needed = [checkpoint, *([best] if best and not was_written_by(best, now) else [])]
+        commands = [command(each) for each in needed if not has_universal_form(each)]
+        if commands:
+            raise ValueError(
+                f"--resume_from_checkpoint: {checkpoint} holds the shards of {processes} ZeRO processes, and this run "
+                f"has {now}. Start {processes} processes; or begin a new run on its weights with --model_name_or_path "
+                f"{checkpoint}; or let DeepSpeed put the shards together, once and with as much disk again, and then "
+                f"start {now} as you did now:\n  " + "\n  ".join(commands)
+            )
+        _say(
+            training,
+            f"{checkpoint.name} was written by {processes} ZeRO process(es) and goes on in {now} from its universal "
+            "form: weights and optimizer are as they were, random numbers (dropout) begin anew",
         )
+        return
     _say(
         training,
         f"{checkpoint.name} was written by {processes} process(es) and goes on in {now}: weights and optimizer are as "
         "they were, random numbers (dropout) begin anew",
     )
+
+
+def was_written_by(checkpoint: str | Path, processes: int) -> bool:
+    """Whether a checkpoint holds the state of so many processes."""
+    try:
+        return read_manifest(checkpoint).get("processes") == processes
+    except ValueError:  # of a version before there were manifests
+        return True
 
 
 def zero_stage(training: TrainingArguments) -> int | None:

@@ -92,17 +92,27 @@ def _gathered(trainer: Any) -> Any:
     adapted = trainer.accelerator.unwrap_model(trainer.model)
     if not (is_quantised(adapted) or any(hasattr(parameter, "ds_id") for parameter in adapted.parameters())):
         return adapted
+    return whole_copy(adapted, trainer.args)
+
+
+def whole_copy(adapted: Any, training: Any) -> Any:
+    """A copy of an adapted model on the CPU with all its weights and buffers, see `_gathered`."""
     from peft import get_peft_model
     from transformers.initialization import no_init_weights
 
     base = adapted.get_base_model()
-    with unsharded(trainer.args), no_init_weights():
+    with unsharded(training), no_init_weights():
         fresh = type(base)(copy.deepcopy(base.config))
-    fresh.generation_config = copy.deepcopy(base.generation_config)
+    if hasattr(base, "generation_config"):
+        fresh.generation_config = copy.deepcopy(base.generation_config)
     whole = get_peft_model(fresh, copy.deepcopy(adapted.peft_config["default"]))
     for name, parameter in whole.named_parameters():
         owner, _, leaf = name.rpartition(".")
         parameter.data = _whole_weight(adapted.get_submodule(owner), leaf, base.dtype)
+    kept = dict(adapted.named_buffers())
+    for name, buffer in whole.named_buffers():
+        if name in kept and kept[name].shape == buffer.shape:  # the means of batch norms among them
+            buffer.data = kept[name].detach().cpu().clone()
     return whole
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_medvlm.data.load import Splits
 from hf_medvlm.sharing.hub import check_may_be_public, check_tokenizer, names_to_push, why_hub_unreachable
+from hf_medvlm.sharing.prompts import check_texts
 from hf_medvlm.training.checks import OK, STOP, WARNING, Checks
 from hf_medvlm.training.deepspeed import read_deepspeed
 from hf_medvlm.training.provenance import provenance
@@ -149,6 +150,10 @@ def _hub(checks: Checks, trainer: MedVLMTrainer, splits: Splits, args: SimpleNam
                 if hasattr(trainer.processing_class, "save_pretrained"):
                     trainer.processing_class.save_pretrained(processor)
                 check_tokenizer(Path(processor), described)
+                model.config.save_pretrained(processor)
+                if trainer.evaluation is not None:
+                    trainer.evaluation.write_settings(processor)
+                check_texts(processor)
         except ValueError as error:
             checks.add(STOP, "push", str(error))
     reason = why_hub_unreachable(training.hub_token)

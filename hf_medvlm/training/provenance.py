@@ -14,6 +14,9 @@ from hf_medvlm.sharing.model_card import UNDESCRIBED
 from hf_medvlm.training.folders import RUN_FILE
 from hf_medvlm.training.words import trained_words
 
+STARTS = ("model_name_or_path", "vision_tower", "text_encoder", "pretrain_mm_mlp_adapter")
+"""The options that name a model to start from, or a part of one."""
+
 
 def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> dict[str, Any]:
     """Data set, sources and licences of a run, those of the run that it starts from among them.
@@ -38,8 +41,17 @@ def provenance(splits: Splits, args: SimpleNamespace, processor: Any = None) -> 
         "licences": _together(licences, (run.get("licences") for run in before)),
         "sources": _together(sources, (run.get("sources") for run in before)),
         "studies_without_licence": unstated + sum(run.get("studies_without_licence") or 0 for run in before),
+        "started_from": _local_starts(getattr(args, "model", None)),
         "tokenizer_words": UNDESCRIBED if UNDESCRIBED in words else next(filter(None, words), None),
     }
+
+
+def _local_starts(options: Any) -> list[str]:
+    """The files and folders of this machine that a run started from, as they were named."""
+    named = [str(getattr(options, name, None) or "") for name in STARTS]
+    parts = [part.strip() for text in named for part in text.split(",") if part.strip()]
+    here = [part for part in parts if Path(part).exists()]
+    return sorted({*here, *(text for text in named if any(part in text.split(",") for part in here))})
 
 
 def _together(texts_of_run: Iterable[str], earlier: Iterable[list[str] | None]) -> list[str]:

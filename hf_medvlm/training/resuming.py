@@ -26,11 +26,13 @@ from hf_medvlm.training.checkpoints import (
     last_checkpoint,
     remove_checkpoint,
     rotate,
+    was_written_by,
     what_is_wrong,
     write_manifest,
     zero_stage,
 )
 from hf_medvlm.training.interrupt import StopWhenAsked, noting, stop_if_agreed
+from hf_medvlm.training.universal import keeping_groups, read_universal
 
 
 class Resumable(Trainer):
@@ -116,6 +118,33 @@ class Resumable(Trainer):
             (Path(output_dir or str(self.args.output_dir)) / "training_args.bin").unlink(missing_ok=True)
 
     # -- going on ------------------------------------------------------------------------------------------------------
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """The Trainer's; under ZeRO a checkpoint of another number of processes is read in its universal form."""
+        universal = self._in_universal_form(resume_from_checkpoint)
+        if not universal:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        read_universal(self.accelerator, None, True)
+        with keeping_groups():
+            prepared = super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        read_universal(self.accelerator, self.model_wrapped, False)
+        optimizer, scheduler = self.optimizer, self.lr_scheduler
+        assert optimizer is not None and scheduler is not None
+        # the rates as they were saved; the groups have those of a new run
+        for group, rate in zip(optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        return prepared
+
+    def _load_best_model(self) -> None:
+        """The Trainer's; see `_prepare_for_training`."""
+        universal = self._in_universal_form(self.state.best_model_checkpoint)
+        if universal:
+            read_universal(self.accelerator, self.model_wrapped, True)
+        super()._load_best_model()
+
+    def _in_universal_form(self, checkpoint: str | None) -> bool:
+        """Whether a checkpoint is one of another number of ZeRO processes; `checkpoint_to_resume` refused others."""
+        return bool(checkpoint and self.is_deepspeed_enabled and not was_written_by(checkpoint, self.args.world_size))
 
     def _init_training_state(self, *args: Any, **kwargs: Any) -> tuple[int, int]:
         """The Trainer's; the best checkpoint is found in a folder that has moved, early stopping goes on counting."""

@@ -13,18 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from hf_medvlm.data.counting import count_values
 from hf_medvlm.data.licences import all_open
 from hf_medvlm.data.study import Study
-from hf_medvlm.language.findings_terms import TERMS
-from hf_medvlm.metrics import wordnet
+from hf_medvlm.metrics.english import english_words, is_english
 
 MANY_PATIENTS = 5
 """In the reports of so many patients a word must stand, to be learnt as a whole."""
 ENOUGH = 8000
 ALL_WORDS = "all words of reports whose licence is open"
 PUBLIC_WORDS = f"words of English that stand in the reports of {MANY_PATIENTS} patients or more, and no number"
-SHORTEST = 3
-"""Letters of a word before its ending; a shorter one is spelled."""
 _WORD = re.compile(r"\w+")
-_ENDINGS = ("", "s", "es", "ed", "ing", "ly", "al", "ally")
 
 
 def learnable(studies: Sequence[Study], texts_of: Callable[[Study], Iterable[str]]) -> list[str]:
@@ -48,8 +44,8 @@ def learnable(studies: Sequence[Study], texts_of: Callable[[Study], Iterable[str
     for patient, text in texts:
         for word in _WORD.findall(text.lower()):
             patients[word].add(patient)
-    english = wordnet.load().words() | {word for term in TERMS for word in re.findall("[a-z]+", term.entity.lower())}
-    public = {word for word, known in patients.items() if len(known) >= MANY_PATIENTS and _is_english(word, english)}
+    english = english_words()
+    public = {word for word, known in patients.items() if len(known) >= MANY_PATIENTS and is_english(word, english)}
 
     def shown(match: re.Match[str]) -> str:
         return match[0] if match[0].lower() in public else " ".join(match[0])
@@ -60,9 +56,3 @@ def learnable(studies: Sequence[Study], texts_of: Callable[[Study], Iterable[str
 def trained_words(studies: Sequence[Study]) -> str:
     """In words, what `learnable` lets a tokenizer learn of these studies: `ALL_WORDS` or `PUBLIC_WORDS`."""
     return ALL_WORDS if all_open(count_values([studies], "licence")) else PUBLIC_WORDS
-
-
-def _is_english(word: str, english: frozenset[str]) -> bool:
-    stems = [word.removesuffix(ending) for ending in _ENDINGS if word.endswith(ending)]
-    stems += [f"{stem}e" for stem in stems] + [f"{word[:-3]}y" if word.endswith("ies") else word]
-    return word.isalpha() and any(len(stem) >= SHORTEST and stem in english for stem in stems if stem)

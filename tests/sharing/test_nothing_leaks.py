@@ -16,6 +16,8 @@ from hub_server import TOKEN, HubServer
 from hf_medvlm.data.licences import is_open
 from hf_medvlm.data.secrets import masked, masked_command
 from hf_medvlm.data.study import write_jsonl
+from hf_medvlm.families.chat.arguments import PROMPTS
+from hf_medvlm.labels import CHEXPERT_14, MEDKLIP_ENTITIES
 from hf_medvlm.sharing.hub import check_may_be_public
 from hf_medvlm.training.words import ALL_WORDS, PUBLIC_WORDS, learnable, trained_words
 
@@ -27,26 +29,34 @@ WORDS = """--train_studies 16 --eval_studies 8 --per_device_train_batch_size 4 -
     --verify_images False --disable_tqdm True --image_size 32""".split()
 RUNS = {
     "finetune_blip": ["--max_length", "64"],
-    "finetune_git": ["--max_length", "64", "--lora_rank", "2", "--merge_lora", "False"],
-    "train_dual_encoder": ["--lora_rank", "2", "--merge_lora", "False"],
-    "train_patch_ib": [],
+    "finetune_git": ["--max_length", "64"],
+    "train_dual_encoder": [],
+    "train_patch_ib": ["--variant", "D"],
     "train_medklip": [],
     "finetune_biovil_t": ["--task", "alignment"],
-    "llava_mimic": ["--lora_rank", "2", "--max_new_tokens", "8"],
+    "llava_mimic": ["--max_new_tokens", "8"],
     "finetune_chat": ["--max_new_tokens", "8", "--image_size", "56"],
 }
+LORA = ["--lora_rank", "2", "--merge_lora", "False", "--train_studies", "4", "--eval_studies", "4"]
 
 
 @pytest.fixture(scope="module")
 def planted(splits, tmp_path_factory) -> Path:
-    """A master file of private studies, in a folder whose name is private too."""
+    """A master file of private studies, in a folder whose name is private too, as are its images' and its labels'."""
     folder = tmp_path_factory.mktemp("CANARYHOME")
     studies = []
     for number, study in enumerate(study for split in ("train", "validate", "test") for study in splits.studies[split]):
         text = f"{study.findings} {NAME.format(number=number % 9)}"
         told = {"findings": text, "report": text, "source": "Ward7 of Zebulonsson", "licence": "DUA-internal"}
         ids = {"study_id": f"CANARYSTUDY{number}", "patient_id": f"CANARYPAT{number}", "prior_study_id": None}
-        studies.append(replace(study, **told, **ids))
+        paths = [f"ward7/Zebulonsson_7704412_{number}_{n}.png" for n in range(len(study.images))]
+        for image, path in zip(study.images, paths, strict=True):
+            (folder / path).parent.mkdir(exist_ok=True)
+            (folder / path).symlink_to(splits.image_folder / image.path)
+        told["images"] = tuple(replace(image, path=path) for image, path in zip(study.images, paths, strict=True))
+        told["labels"] = {**study.labels, "Zebulonsson sign": number % 2, "MRN 7704412": 1}
+        told["boxes"] = tuple(replace(box, phrase=f"Zebulonsson's {box.phrase}") for box in study.boxes)
+        studies.append(replace(study, **told, **ids, extra={"ward": "ward7"}))
     write_jsonl(studies, folder / "canary_ward7.jsonl")
     return folder / "canary_ward7.jsonl"
 
@@ -88,26 +98,41 @@ def check_metric_names(recipe: str, out: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", RUNS)
-def test_nothing_that_is_planted_arrives(recipe, planted, splits, hub, root, tmp_path, monkeypatch):
-    from hf_medvlm.sharing.hub import files_to_push, push
-
+def test_nothing_that_is_planted_arrives(recipe, planted, hub, root, tmp_path, monkeypatch):
+    """Of a run, and of adapters that start from it: its folder is named as a repository on the Hub could be."""
     monkeypatch.setattr("hf_medvlm.figures.draw_all", lambda folder: [])  # nothing of it is pushed
     monkeypatch.setenv("WANDB_API_KEY", "CANARYs3cretpass-of-the-environment")
+    monkeypatch.chdir(tmp_path)
     main = runpy.run_path(str(root / "recipes" / f"{recipe}.py"))["main"]
-    out = tmp_path / "out"
-    data = ["--dataset", str(planted), "--image_folder", str(splits.image_folder), "--output_dir", str(out)]
-    main([*data, *WORDS, *RUNS[recipe], "--hub_token", SECRET, "--run_name", "CANARYs3cretpass-of-the-environment"])
+    data = ["--dataset", str(planted), "--image_folder", str(planted.parent), "--hub_token", SECRET]
+    data += [*WORDS, *RUNS[recipe], "--run_name", "CANARYs3cretpass-of-the-environment"]
+    main([*data, "--output_dir", "zebulonsson/ward7"])
+    out = tmp_path / "zebulonsson" / "ward7"
+    check_metric_names(recipe, out)
+    for name in ("notes.txt", ".hidden", "training_args.bin", "optimizer.pt", "model.safetensors.tmp", ".cache/x.json"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text(NAME)
+    check_push(recipe, out, planted, hub, monkeypatch)
+    (out / "README.md").write_text(NAME)
+    main([*data, *LORA, "--model_name_or_path", "zebulonsson/ward7", "--output_dir", "adapter"])
+    check_push(f"{recipe}-lora", tmp_path / "adapter", planted, hub, monkeypatch)
+
+
+def check_push(name: str, out: Path, planted: Path, hub: HubServer, monkeypatch) -> None:
+    from hf_medvlm.sharing.hub import files_to_push, push
+
     for path in (path for path in out.rglob("*") if path.is_file()):  # tokens stand in no file of the run
         assert not [one for one in search(path.name, path.read_bytes()) if one.endswith(("hf_canary", "s3cretpass"))]
-    check_metric_names(recipe, out)
-    push(out, f"tester/{recipe}", token=TOKEN)
-    arrived = hub.repos[f"tester/{recipe}"].files
+    with monkeypatch.context() as patch:
+        patch.chdir("/")
+        push(out, f"tester/{name}", token=TOKEN)
+    arrived = hub.repos[f"tester/{name}"].files
     assert sorted(arrived) == [path.name for path in files_to_push(out)]
-    assert ("adapter_config.json" in arrived) == ("--merge_lora" in RUNS[recipe])
-    local = [str(tmp_path), str(planted.parent), str(splits.image_folder), str(Path.home()), os.getcwd()]
-    for name, content in arrived.items():
-        assert search(name, content) == []
-        assert not [place for place in local if len(place) > 1 and place.encode() in content], name
+    assert ("adapter_config.json" in arrived) == name.endswith("-lora") == ("config.json" not in arrived)
+    local = [str(out.parent), str(planted.parent), str(Path.home()), os.getcwd()]
+    for file, content in arrived.items():
+        assert search(file, content) == []
+        assert not [place for place in local if len(place) > 1 and place.encode() in content], file
     card = arrived["README.md"].decode()
     assert "1 not among those known to be open" in card and "1 named in the data" in card
     if "tokenizer.json" in arrived:
@@ -132,6 +157,48 @@ def test_adapters_and_configs_lose_the_paths_of_this_machine(tmp_path):
         "act": "gelu",
         "slash": "/",
     }
+
+
+def test_a_relative_folder_is_no_hub_id(tmp_path):
+    """`ward7/zebulonsson` reads like a repository. The run says that it was a folder; for an older one it is looked."""
+    from hf_medvlm.sharing.hub import content_to_push, local_starts
+
+    (tmp_path / "ward7" / "zebulonsson").mkdir(parents=True)
+    out = tmp_path / "runs" / "1"
+    out.mkdir(parents=True)
+    path = out / "adapter_config.json"
+    path.write_text('{"base_model_name_or_path": "ward7/zebulonsson"}')
+    (out / "inference.json").write_text('{"text_encoder": "ward7/bert"}')
+    for info in ({}, {"started_from": ["ward7/zebulonsson", "ward7/bert"]}):
+        local = local_starts(out, info)
+        assert json.loads(content_to_push(path, local)) == {"base_model_name_or_path": None}
+    assert json.loads(content_to_push(out / "inference.json", local)) == {"text_encoder": None}
+    path.write_text('{"base_model_name_or_path": "google/vit-base"}')
+    assert content_to_push(path, local_starts(out, {})) == path
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "doubt"),
+    [
+        ("inference.json", {"prompt": "Zebulonsson has"}, "Zebulonsson"),
+        ("inference.json", {"system_prompt": "You read films of ward 7, MRN 7704412."}, "7704412"),
+        ("inference.json", {"options": {"prompts": ["Describe it.", "As on 03/11/2019?"]}}, "03/11/2019"),
+        ("inference.json", {"thresholds": {"edema": 0.5, "zebulonsson": 0.1}}, "zebulonsson"),
+        ("config.json", {"entities": ["effusion", "wolframheimer"]}, "wolframheimer"),
+        ("config.json", {"id2label": {"0": "Zebulonsson"}}, "Zebulonsson"),
+        ("inference.json", {"findings": list(CHEXPERT_14), "options": {"prompts": list(PROMPTS)}}, None),
+        ("config.json", {"entities": list(MEDKLIP_ENTITIES), "model_type": "medklip"}, None),
+    ],
+)
+def test_a_prompt_or_a_list_that_may_name_a_patient_needs_the_users_word(file, content, doubt, tmp_path):
+    from hf_medvlm.sharing.prompts import check_texts
+
+    (tmp_path / file).write_text(json.dumps(content))
+    if doubt is None:
+        check_texts(tmp_path)
+    else:
+        with pytest.raises(ValueError, match=f"^{file} holds .*{doubt}.* --hub_public_acknowledged"):
+            check_texts(tmp_path)
 
 
 def test_a_tokenizer_learns_public_words_of_private_reports_and_all_words_of_open_ones(splits):

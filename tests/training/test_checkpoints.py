@@ -110,6 +110,14 @@ def test_who_does_not_ask_starts_anew(tmp_path, asked):
     assert checkpoint_to_resume(training(tmp_path, asked)) is None
 
 
+def universal_form(checkpoint: Path, step: int) -> None:
+    """What DeepSpeed's ds_to_universal leaves of a checkpoint, in short."""
+    folder = checkpoint / f"global_step{step}_universal" / "zero"
+    folder.mkdir(parents=True)
+    (folder / "optimizer_state.pt").write_text("")
+    (checkpoint / "latest_universal").write_text(folder.parent.name)
+
+
 def test_another_number_of_processes_is_said_and_under_zero_refused(tmp_path, capsys):
     checkpoint(tmp_path / "plain", 5, processes=2)
     assert checkpoint_to_resume(training(tmp_path / "plain", processes=1))
@@ -119,8 +127,25 @@ def test_another_number_of_processes_is_said_and_under_zero_refused(tmp_path, ca
         checkpoint_to_resume(training(tmp_path / "plain", processes=2, deepspeed=zero2))
     checkpoint(tmp_path / "zero", 5, processes=2, zero_stage=2)
     assert checkpoint_to_resume(training(tmp_path / "zero", processes=2, deepspeed=zero2))
-    with pytest.raises(ValueError, match="shards of 2 ZeRO processes, and this run has 3. Start 2 processes"):
-        checkpoint_to_resume(training(tmp_path / "zero", processes=3, deepspeed=zero2))
+    of_three = training(tmp_path / "zero", processes=3, deepspeed=zero2, load_best_model_at_end=True)
+    (tmp_path / "zero" / "checkpoint-5" / "latest").write_text("global_step5")
+    command = rf"\n  python -m .*{tmp_path}.*global_step5_universal$"
+    words = rf"shards of 2 ZeRO processes, and this run has 3\. Start 2 processes.*{command}"
+    with pytest.raises(ValueError, match=words):
+        checkpoint_to_resume(of_three)
+    universal_form(tmp_path / "zero" / "checkpoint-5", 5)
+    assert checkpoint_to_resume(of_three)
+    assert "written by 2 ZeRO process(es) and goes on in 3 from its universal form" in capsys.readouterr().out
+    best = checkpoint(tmp_path / "zero", 4, processes=2, zero_stage=2)
+    (best / "latest").write_text("global_step4")
+    state = tmp_path / "zero" / "checkpoint-5" / "trainer_state.json"
+    text = state.read_text().strip()[:-1] + ',"best_model_checkpoint":"runs/checkpoint-4"}'
+    state.write_text(text)
+    write_manifest(state.parent, 5, 2, 2)
+    with pytest.raises(ValueError, match="checkpoint-4/global_step4_universal$"):  # what the run ends on
+        checkpoint_to_resume(of_three)
+    universal_form(best, 4)
+    assert checkpoint_to_resume(of_three)
     with pytest.raises(ValueError, match="under ZeRO stage 2, and this run is without DeepSpeed"):
         checkpoint_to_resume(training(tmp_path / "zero", processes=2))
 

@@ -11,7 +11,7 @@ from steps import make_trainer
 
 from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.tiny import train_tokenizer
-from hf_medvlm.training.lora import write_merged
+from hf_medvlm.training.lora import whole_copy, write_merged
 from hf_medvlm.training.parts import PARTS, PartArguments, parts_of, prepare_parts, set_trainable, split_by_rate
 
 
@@ -64,6 +64,12 @@ def test_adapters_on_the_towers_train_and_merge_into_the_plain_model(name, built
     trainer = make_trainer(family, splits, tmp_path, learning_rate=1e-2, max_steps=2)
     trainer.train()
     trainer.save_model(str(tmp_path))
+    for buffer in family.model.buffers():
+        if buffer.is_floating_point():
+            buffer += 1e-3
+    copied = whole_copy(family.model, trainer.args).state_dict()  # as under ZeRO-3
+    assert copied.keys() == family.model.state_dict().keys()
+    assert all(torch.equal(copied[key], value) for key, value in family.model.state_dict().items())
     write_merged(trainer, tmp_path, tolerance=1e-3)
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
     merged = plain.from_pretrained(tmp_path)

@@ -64,7 +64,8 @@ class CaptionCollator:
 
     def settings(self) -> dict[str, Any]:
         """What a prompt depends on and the model does not hold."""
-        return {"prompt": self.prompt, "max_length": self.max_length, "sections": list(self.sections)}
+        sections = self.sections if isinstance(self.sections, str) else ",".join(self.sections)
+        return {"prompt": self.prompt, "max_length": self.max_length, "sections": sections}
 
     def __call__(self, items: Sequence[Row | Study]) -> dict[str, Tensor]:
         rows = as_rows(items)

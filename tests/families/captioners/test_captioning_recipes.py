@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import runpy
+import shlex
 import shutil
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from hf_medvlm.families.captioners.model import BlipCaptioner, GitCaptioner
 from hf_medvlm.models.tiny import train_tokenizer
 from hf_medvlm.training.checkpoints import last_checkpoint
 from hf_medvlm.training.run import run as run_recipe
+from hf_medvlm.training.universal import has_universal_form
 
 SMALL = "--synthetic_studies 60 --synthetic_size 64 --image_size 32 --per_device_train_batch_size 8".split()
 QUICK = [*SMALL, "--max_steps", "4", "--max_length", "16", "--dataloader_num_workers", "0"]
@@ -131,7 +133,9 @@ def test_dry_run_says_what_it_would_do_and_trains_nothing(recipe, cache, tmp_pat
     assert not list(tmp_path.glob("runs/*/*"))
 
 
-CURVE = [*QUICK, *"--logging_steps 1 --learning_rate 1e-3 --shuffle_buffer 16 --eval_strategy no --output_dir".split()]
+# such an epsilon keeps rounding errors of vanishing gradients small
+CURVE = [*QUICK, *"--logging_steps 1 --learning_rate 1e-3 --adam_epsilon 1e-4 --shuffle_buffer 16".split()]
+CURVE += ["--eval_strategy", "no", "--output_dir"]
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +168,8 @@ def test_two_processes_follow_the_curve_of_one(alone, mode, root, tmp_path):
         whole = tmp_path / "together" / "checkpoint-4" / "pytorch_model_fsdp.bin"
         assert whole.is_file() == (mode == "fsdp2")
     else:
-        together(*half, "--deepspeed", root / "ds_configs" / "zero3.json", folder=tmp_path)
+        together(*half, "--save_steps", "2", "--deepspeed", "zero3", folder=tmp_path)
+        check_one_process_goes_on(half[0], tmp_path)
     curves = []
     for folder in (alone, tmp_path / "together"):
         history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
@@ -175,6 +180,24 @@ def test_two_processes_follow_the_curve_of_one(alone, mode, root, tmp_path):
     assert ours["n"] == theirs["n"]
     assert ours["metrics"]["loss"] == pytest.approx(theirs["metrics"]["loss"], abs=1e-3)
     assert ours["metrics"]["rouge1"] == pytest.approx(theirs["metrics"]["rouge1"], abs=0.02)
+
+
+def check_one_process_goes_on(recipe: Path, folder: Path) -> None:
+    """From a ZeRO-3 checkpoint of two, once DeepSpeed has put its shards together, to the weights of the two."""
+    (folder / "apart").mkdir()
+    checkpoint = (folder / "together" / "checkpoint-2").rename(folder / "apart" / "checkpoint-2")
+    words = [*CURVE, "apart", "--deepspeed", "zero3", "--resume_from_checkpoint", "apart/checkpoint-2"]
+    refused = start(recipe, *words, folder=folder, DS_ACCELERATOR="cpu")
+    refused.wait()
+    assert refused.returncode == 1 and "shards of 2 ZeRO processes, and this run has 1" in refused.stderr
+    command = shlex.split(refused.stderr.strip().splitlines()[-1])
+    converted = call(*command[1:], folder=folder, DS_ACCELERATOR="cpu")
+    assert converted.returncode == 0 and has_universal_form(checkpoint), converted.stderr[-3000:]
+    alone = call(recipe, *words, folder=folder, DS_ACCELERATOR="cpu")
+    assert alone.returncode == 0, alone.stderr[-3000:]
+    assert "goes on in 1 from its universal form" in alone.stdout
+    before, after = (load_file(folder / name / "model.safetensors") for name in ("together", "apart"))
+    assert all(torch.allclose(before[key], value, rtol=0, atol=1e-5) for key, value in after.items())
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from transformers import AutoModel, BertConfig, SwinConfig, ViTConfig
 from hf_medvlm.families.patch_ib.config import PatchIBConfig, variant_options
 from hf_medvlm.families.patch_ib.model import PatchIBModel
 from hf_medvlm.models.heads import gumbel_mask, threshold_mask, top_k_mask
+from hf_medvlm.models.loading import load_strictly
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "losses" / "patch_ib.safetensors"
 SMALL = {"hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 32}
@@ -57,8 +58,10 @@ def test_every_variant_comes_back_and_does_not_mind_padding(variant, batch, tmp_
     model = build(variant).eval()
     model.save_pretrained(tmp_path)
     again = AutoModel.from_pretrained(tmp_path).eval()
-    assert isinstance(again, PatchIBModel)
+    trained_on = load_strictly(PatchIBModel, tmp_path, **variant_options(variant, 4)).eval()  # with a recipe's options
+    assert isinstance(again, PatchIBModel) and trained_on.config.variant == variant
     assert torch.equal(again(**batch).loss, model(**batch).loss)
+    assert torch.equal(trained_on(**batch).loss, model(**batch).loss)
     pad = torch.zeros(4, 9, dtype=torch.long)
     longer = {name: torch.cat([batch[name], pad], 1) for name in ("input_ids", "attention_mask")}
     torch.testing.assert_close(model(**(batch | longer)).loss, model(**batch).loss)
