@@ -40,6 +40,13 @@ def text(value: Any, place: str) -> Any:
     return value
 
 
+def string(value: Any, place: str) -> Any:
+    """A text, which may be empty."""
+    if not isinstance(value, str):
+        raise _wrong(value, place, "a text")
+    return value
+
+
 def words(value: Any, place: str) -> Any:
     """A text or null."""
     if value is not None and not isinstance(value, str):

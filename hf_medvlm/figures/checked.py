@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_medvlm.checked import Kind, count, either, many, named, number, record, state, text, words
+from hf_medvlm.checked import Kind, count, either, many, named, number, record, state, string, text, words
 
 __all__ = ["INFO", "PREDICTION", "RESULTS", "STATE", "Kind"]
 
@@ -71,7 +71,7 @@ RESULTS = record(
 PREDICTION = record(
     study_id=text,
     patient_id=text,
-    images=many(either(words, record("path", path=words, view=words))),
+    images=many(either(string, record("path", path=words, view=words))),
     view=words,
     reference=words,
     prediction=words,
@@ -96,8 +96,8 @@ INFO = record(
     model_class=words,
     dataset=words,
     image_folder=words,
-    sources=many(words),
-    licences=many(words),
+    sources=many(string),
+    licences=many(string),
     split_sizes=named(count),
     rejected=named(count),
     versions=named(words),

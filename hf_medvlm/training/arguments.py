@@ -173,7 +173,17 @@ class MedVLMArguments(TrainingArguments):
             if os.environ.get("LOCAL_RANK", "0") == "0":
                 check_builds()
             stand_alone()
+        if self.ddp_backend is not None and "LOCAL_RANK" not in os.environ:
+            raise ValueError(
+                f"--ddp_backend {self.ddp_backend}: there is one process, and none to talk to; leave it out, "
+                "or start several with torchrun or accelerate launch"
+            )
         super().__post_init__()
+        if self.fsdp_plugin_args:
+            from accelerate.utils import FullyShardedDataParallelPlugin
+
+            with library_errors("--fsdp_config", "compare it with ds_configs/fsdp2.yaml"):
+                FullyShardedDataParallelPlugin(**self.fsdp_plugin_args)
         if self.deepspeed is not None:
             join_processes()
         for tracker in self.report_to or ():
@@ -329,7 +339,7 @@ def _typed(path: str, options: Mapping[str, Any], parser: HfArgumentParser) -> d
                     raise ValueError("a value is needed")
                 typed[name] = None
             elif isinstance(value, dict):
-                if isinstance(action.default, (int, float)) or action.nargs is not None:
+                if isinstance(action.default, (int, float)) or action.nargs is not None or action.choices is not None:
                     raise ValueError("a single value is needed")
                 typed[name] = json.dumps(value)
             elif isinstance(value, list):

@@ -19,6 +19,7 @@ import torch
 from hf_medvlm.data.files import load_json
 from hf_medvlm.errors import clipped
 from hf_medvlm.shipped import find_shipped
+from hf_medvlm.training.launch_settings import check_deepspeed_values
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -53,10 +54,12 @@ def check_deepspeed(config: str | Path | dict[str, Any], per_device: int, accumu
         processes: how many take part.
 
     Raises:
-        ValueError: the file contradicts TrainingArguments or itself, with the arithmetic written out.
+        ValueError: the file contradicts TrainingArguments or itself, with the arithmetic written out; or a value that
+            its name cannot have.
     """
     settings = read_deepspeed(config)
     name = "the DeepSpeed settings" if isinstance(config, dict) else f"--deepspeed {config}"
+    check_deepspeed_values(settings, name)
     for key, ours in ((MICRO, per_device), (STEPS, accumulation)):
         if settings[key] not in ("auto", ours):
             raise ValueError(

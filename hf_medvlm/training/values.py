@@ -13,6 +13,7 @@ from transformers.training_args import OptimizerNames
 from hf_medvlm.data.fields import section_alternatives
 from hf_medvlm.data.files import load_json, read_json
 from hf_medvlm.errors import clipped
+from hf_medvlm.training.launch_settings import check_object
 
 _MANY = 2**31 - 1
 _BETWEEN: Mapping[tuple[float, float], str] = {
@@ -108,17 +109,20 @@ def _check_number(name: str, value: Any, given: str) -> None:
 
 
 def _check_object(name: str, value: Any) -> None:
-    if value is None or isinstance(value, dict):
+    if value is None:
         return
     try:
-        if isinstance(value, str) and value.lstrip().startswith("{"):
-            read_json(value, f"--{name}")
+        if isinstance(value, dict):
+            read = value
+        elif isinstance(value, str) and value.lstrip().startswith("{"):
+            read = read_json(value, f"--{name}")
         else:
-            load_json(str(value), dict)
+            read = load_json(str(value), dict)
     except ValueError as error:
         raise ValueError(
             f"--{name} {clipped(value)}: a JSON object is needed, or a file that holds one ({error})"
         ) from error
+    check_object(name, read)
 
 
 def _check_length(values: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from hf_medvlm.data.fields import id_text
 from hf_medvlm.data.files import atomic_open, open_text, read_json
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.study import Study
@@ -44,10 +45,13 @@ def read_pairs(path: str | Path, studies: Sequence[Study]) -> list[Pair]:
             continue
         where = f"{path}:{number}"
         record = read_json(line, path, number)
-        names = ("study_id", "chosen", "rejected")
-        if not isinstance(record, Mapping) or not all(isinstance(record.get(name), (str, int)) for name in names):
-            raise ValueError(f"{where}: a pair has study_id, chosen and rejected, each a text")
-        pair = Pair(*(str(record[name]) for name in names))
+        texts = [record.get(side) for side in ("chosen", "rejected")] if isinstance(record, Mapping) else [None]
+        if not all(isinstance(text, str) and text.strip() for text in texts):
+            raise ValueError(f"{where}: a pair has study_id, chosen and rejected, each a text that is not empty")
+        try:
+            pair = Pair(id_text(record.get("study_id"), "study_id"), *texts)
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from error
         if pair.study_id not in known:
             raise ValueError(f"{where}: study {pair.study_id!r:.100} is not among the {len(known)} training studies")
         if pair.chosen.strip() == pair.rejected.strip():
