@@ -66,8 +66,10 @@ FAMILIES = {
     "llava": ("llava_mimic", "--max_new_tokens 8"),
     "chat": ("finetune_chat", "--max_new_tokens 8"),
     "blip_lora": ("finetune_blip", "--max_length 16 --lora_rank 2"),
-    "reward_blip": ("finetune_blip", "--max_length 16 --reward findings_f1,cider --reward_samples 2"),
+    "reward_blip": ("finetune_blip", "--max_length 16"),
 }
+AFTER = {"reward_blip": "--reward findings_f1,cider --reward_samples 2"}
+"""What is run on the model of a first run, with these options besides."""
 NOT_COMPARED = ("runtime", "seconds", "per_second", "memory")  # what a clock or the machine has a part in
 
 
@@ -300,6 +302,9 @@ def torment(family: str, kills: int, world: int, seed: int, home: Path) -> dict[
     main = runpy.run_path(str(ROOT / "recipes" / f"{recipe}.py"))["main"]
     words = [*SMALL.split(), *options.split()]
     draw, log = random.Random(f"{seed} {family} {world}"), home / "log"
+    if family in AFTER:
+        attempt(main, [*words, "--output_dir", str(home / "start")], log, world, Moment())
+        words += ["--model_name_or_path", str(home / "start"), *AFTER[family].split()]
     attempt(main, [*words, "--output_dir", str(home / "whole")], log, world, Moment())
     for name in log.with_suffix(".modules").read_text().splitlines():  # so that the others need not
         if not name.startswith(("__", "torch.distributed", "torch._C")):

@@ -53,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("HF_MEDVLM_DEBUG"):
             raise
-        print(f"error: {masked(str(error))}", file=sys.stderr)
+        from hf_medvlm.data.disk import sentence
+
+        print(f"error: {masked(sentence(error, words))}", file=sys.stderr)
         sys.exit(1)
 
 

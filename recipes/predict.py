@@ -69,4 +69,4 @@ def main(argv: list[str] | None = None) -> Path:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "--out")

@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 
+from hf_medvlm.data.disk import sentence
 from hf_medvlm.data.prepare import prepare, prepare_part, report
 from hf_medvlm.data.prepare_options import parse_options
 
@@ -35,4 +36,4 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         if os.environ.get("HF_MEDVLM_DEBUG"):
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {sentence(error, sys.argv[1:], '--out')}")

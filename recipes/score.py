@@ -12,12 +12,13 @@ from pathlib import Path
 
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import write_json
+from hf_medvlm.data.locks import release
 from hf_medvlm.data.report_texts import MISSING, PREDICTION, REFERENCE, pair_reports, read_reports
 from hf_medvlm.evaluation.leaderboard import METRICS, leaderboard, rexrank_records
 from hf_medvlm.evaluation.reports import score_reports
 from hf_medvlm.metrics.clinical import missing_lines
 from hf_medvlm.training.clinical import ClinicalArguments
-from hf_medvlm.training.folders import choose_output_dir
+from hf_medvlm.training.folders import reserve_output_dir
 from hf_medvlm.training.run import leave_scores, run
 
 
@@ -51,7 +52,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> Path:
     args = options(argv)
-    out = Path(choose_output_dir(args.out, "score", None, False))
+    out = Path(reserve_output_dir(args.out, "score", None, False, "--out"))
     named = ",".join([*(METRICS if args.rexrank else ()), args.clinical_metrics])
     asked = (args.clinical_weights, args.judge_url, args.judge_model, args.judge_hosted_acknowledged)
     columns = {"id_column": args.id_column, "sections": args.sections, "labelled": args.rexrank}
@@ -74,9 +75,10 @@ def main(argv: list[str] | None = None) -> Path:
         write_json(out / "rexrank.json", rexrank_records(predictions.records or references.records, scores.predictions))
     else:
         print("\n".join(["", scores.table(), *missing_lines(scores.figures)]))
+    release(out)
     print(f"\n{scores.n} studies; open {out / 'report.html'}")
     return out
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, "--out")

@@ -5,11 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from hf_medvlm.data.files import cache_folder
+
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
+CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+"""The errors of a place that takes nothing at all, whatever room there is."""
+OUTPUTS = ("--output_dir", "--out", "--to", "--page", "--image_cache")
+"""The options of our programs that name a place to write to."""
+PLACE = re.compile(r"could not (?:write|make)(?: to)?(?: the folder)? (.+): ")
 WRITER = re.compile(r"PytorchStreamWriter|unexpected pos|inline_container|file write failed|iostream")
 RUST = re.compile(r"os error (\d+)|I/?O error:? ?(.*)", re.IGNORECASE)
 
@@ -44,3 +52,41 @@ def disk_trouble(error: BaseException) -> str | None:
             return os.strerror(int(rust[1])) if rust[1] else rust[2].strip()
         seen = seen.__cause__ or seen.__context__
     return f"{os.strerror(errno.ENOSPC)}, or it may not grow" if WRITER.search(str(error)) else None
+
+
+def sentence(error: BaseException, words: Sequence[str], option: str = "") -> str:
+    """An error as its user reads it. What the system says of a full or closed place gets a way out.
+
+    Args:
+        words: the command line, whose option for that place is named.
+        option: what else would name the place, where the command line did not.
+    """
+    text = str(error)
+    if not isinstance(error, OSError):
+        return text
+    number = error.errno
+    if number in FULL and error.filename is not None and not text.startswith("could not"):
+        text = f"could not write {os.fsdecode(error.filename)}: {error.strerror}"
+    text = text.removeprefix(f"[Errno {number}] ")
+    for code in FULL | CLOSED:
+        if text.endswith(os.strerror(code)):
+            named = PLACE.search(text)
+            place = Path(named[1]) if named else Path(os.fsdecode(error.filename or ""))
+            another = _another(place, words) or f"name another place with {option}".removesuffix(" with ")
+            return f"{text}; {another}" if code in CLOSED else f"{text}. Free some space, or {another}"
+    return text
+
+
+def _another(place: Path, words: Sequence[str]) -> str:
+    """What names another place than `place`: its option, or the variable of the environment; "" for neither."""
+    place = place.absolute()
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, _, value = word.partition("=") if "=" in word else (word, "", following)
+        named = Path(value).absolute()
+        if option in OUTPUTS and value and (place.is_relative_to(named) or named.is_relative_to(place)):
+            return f"name another place with {option}"
+    if place.is_relative_to(cache_folder().absolute()):
+        return "name another folder in the environment as HF_MEDVLM_CACHE"
+    if tempfile.tempdir and place.is_relative_to(Path(tempfile.tempdir).absolute()):
+        return "name another folder in the environment as TMPDIR"
+    return ""

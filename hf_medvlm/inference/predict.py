@@ -11,6 +11,7 @@ import json
 import platform
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from hf_medvlm import __version__
 from hf_medvlm.data.files import atomic_open, load_json, write_json
+from hf_medvlm.data.locks import taken
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.sources.base import Rejected
 from hf_medvlm.errors import library_errors
@@ -104,23 +106,29 @@ def predict_studies(
         overwrite: predictions of another model, or other studies, that lie in the folder are removed first.
 
     Raises:
-        ValueError: the folder holds predictions of another model, studies or options; no study could be read; a
-            question for a model that answers none.
+        ValueError: the folder holds predictions of another model, studies or options; another process writes to it; no
+            study could be read; a question for a model that answers none.
     """
     options, folder, state = options or PredictOptions(), Path(folder), processes()
     if options.question:
         predictor.require("ask")
     settings = _settings(predictor, new, options)
-    with state.main_process_first():
-        settings = _claim(folder, settings, overwrite)
-    if not (folder / RUN).is_file():
-        parts = _parts(len(new.studies), settings["part"])
-        mine = parts[state.process_index :: state.num_processes]
-        _write_parts(predictor, new, folder, [part for part in mine if not _part_file(folder, part).exists()], options)
-    state.wait_for_everyone()
-    if state.is_main_process and not (folder / RUN).is_file():
-        _join(predictor, new, folder, settings, options)
-    state.wait_for_everyone()
+    with ExitStack() as held:
+        with state.main_process_first():
+            if folder.exists() and not folder.is_dir():
+                raise ValueError(f"--out {folder} is a file; name a folder")
+            if state.is_main_process:
+                held.enter_context(taken(folder, "; wait until it has ended, or name another --out"))
+            settings = _claim(folder, settings, overwrite)
+        if not (folder / RUN).is_file():
+            parts = _parts(len(new.studies), settings["part"])
+            mine = parts[state.process_index :: state.num_processes]
+            missing = [part for part in mine if not _part_file(folder, part).exists()]
+            _write_parts(predictor, new, folder, missing, options)
+        state.wait_for_everyone()
+        if state.is_main_process and not (folder / RUN).is_file():
+            _join(predictor, new, folder, settings, options)
+        state.wait_for_everyone()
     rejected = [
         Rejected(line["file"], line.get("line"), line.get("study_id"), line["reason"], line.get("detail") or "")
         for line in read_lines(folder / REJECTED, REJECTION)
@@ -380,8 +388,6 @@ def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str,
         if main:
             shutil.rmtree(folder / PARTS, ignore_errors=True)
             (folder / RUN).unlink(missing_ok=True)
-    elif main and folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out {folder} is a file; name a folder")
     elif main and (folder / RUN).is_file() and not overwrite:
         raise ValueError(f"--out {folder} holds a run ({RUN}); name another folder")
     if main:

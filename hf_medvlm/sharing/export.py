@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from hf_medvlm.data.disk import naming_what_is_written
 from hf_medvlm.data.files import write_json
+from hf_medvlm.data.locks import LOCK, taken
 from hf_medvlm.data.rows import Row
 from hf_medvlm.errors import clipped
 from hf_medvlm.evaluation.base import SETTINGS
@@ -114,14 +115,18 @@ def _whole_or_absent(target: Path) -> Iterator[None]:
     """Where the disk takes no more, the folder that was begun is emptied, and one sentence says so.
 
     Raises:
+        ValueError: another process writes to the folder, or has written to it meanwhile.
         OSError: with the folder, the reason and the way out.
     """
-    try:
-        with naming_what_is_written(target, "; nothing is left there. Free some space, or name a roomier --to"):
-            yield
-    except OSError:
-        shutil.rmtree(target, ignore_errors=True)
-        raise
+    with taken(target, "; name another --to"):
+        if any(path.name != LOCK for path in target.iterdir()):
+            raise ValueError(f"{target} is in use; name a new folder")
+        try:
+            with naming_what_is_written(target, "; nothing is left there. Free some space, or name a roomier --to"):
+                yield
+        except OSError:
+            shutil.rmtree(target, ignore_errors=True)
+            raise
 
 
 def _is_whole(folder: Path) -> bool:

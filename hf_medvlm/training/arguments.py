@@ -24,6 +24,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
+from hf_medvlm.data.disk import sentence
 from hf_medvlm.data.files import read_yaml
 from hf_medvlm.data.secrets import masked_command
 from hf_medvlm.errors import clipped, library_errors
@@ -285,7 +286,7 @@ def parse(
             built["training"].resume_from_checkpoint = checkpoint_to_resume(built["training"])
         set_seed(built["training"].seed)  # the recipe builds its model next, in every process the same one
     except (ValueError, OSError, ImportError) as error:
-        raise SystemExit(f"{parser.prog}: {error}") from error
+        raise SystemExit(f"{parser.prog}: {sentence(error, argv, '--output_dir')}") from error
     command = masked_command([Path(recipe).name, *argv])
     return SimpleNamespace(**built, recipe=Path(recipe).stem, command=command, explicit=frozenset(explicit))
 

@@ -12,10 +12,15 @@ RUN_FILE = "run.json"
 """Written last: a folder that holds it holds a finished run."""
 
 
-def choose_output_dir(named: str | None, recipe: str, resume: str | None, overwrite: bool) -> str:
+def choose_output_dir(
+    named: str | None, recipe: str, resume: str | None, overwrite: bool, option: str = "--output_dir"
+) -> str:
     """The output folder of a run.
 
     Without a name it is `runs/<recipe>/<next number>`, or the last one where `resume` asks for it.
+
+    Args:
+        option: what names it; only one called `--output_dir` has a `--overwrite_output_dir` beside it.
 
     Raises:
         ValueError: the folder holds a finished run, or checkpoints of one that was stopped and is not to be resumed,
@@ -44,19 +49,21 @@ def choose_output_dir(named: str | None, recipe: str, resume: str | None, overwr
         )
     if not resume and (chosen / RUN_FILE).exists():
         raise ValueError(
-            f"--output_dir {chosen} holds a finished run ({RUN_FILE}); name another folder, or add "
-            "--overwrite_output_dir"
+            f"{option} {chosen} holds a finished run ({RUN_FILE}); name another folder"
+            + (", or add --overwrite_output_dir" if option == "--output_dir" else "")
         )
     checkpoint = None if resume else last_checkpoint(chosen)
     if checkpoint is not None:
         raise ValueError(
-            f"--output_dir {chosen} holds a run that was stopped ({Path(checkpoint).name}); go on with it by "
+            f"{option} {chosen} holds a run that was stopped ({Path(checkpoint).name}); go on with it by "
             "--resume_from_checkpoint True, name another folder, or add --overwrite_output_dir to start anew"
         )
     return str(chosen)
 
 
-def reserve_output_dir(named: str | None, recipe: str, resume: str | None, overwrite: bool) -> str:
+def reserve_output_dir(
+    named: str | None, recipe: str, resume: str | None, overwrite: bool, option: str = "--output_dir"
+) -> str:
     """`choose_output_dir`, and the folder is this process's from now on: two runs started at once never share one.
 
     Raises:
@@ -64,7 +71,7 @@ def reserve_output_dir(named: str | None, recipe: str, resume: str | None, overw
         OSError: the folder cannot be made.
     """
     while True:
-        folder = Path(choose_output_dir(named, recipe, resume, overwrite))
+        folder = Path(choose_output_dir(named, recipe, resume, overwrite, option))
         if named is None and not resume:
             try:
                 folder.mkdir(parents=True)
@@ -72,9 +79,9 @@ def reserve_output_dir(named: str | None, recipe: str, resume: str | None, overw
                 continue  # another run has just taken this number
             except OSError as error:
                 raise OSError(
-                    f"could not make the folder {folder}: {error.strerror}; name another with --output_dir"
+                    f"could not make the folder {folder}: {error.strerror}; name another with {option}"
                 ) from error
-        take(folder, "; wait until it has ended, or name another --output_dir")
+        take(folder, f"; wait until it has ended, or name another {option}")
         return str(folder)
 
 

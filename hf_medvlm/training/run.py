@@ -20,7 +20,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from hf_medvlm import __version__
 from hf_medvlm.data.counting import count_patients, hash_studies
-from hf_medvlm.data.disk import naming_what_is_written
+from hf_medvlm.data.disk import naming_what_is_written, sentence
 from hf_medvlm.data.fields import ALL_TEXT
 from hf_medvlm.data.files import atomic_open, load_json, write_json
 from hf_medvlm.data.load import Splits, load_splits
@@ -49,11 +49,14 @@ from hf_medvlm.training.trainer import MedVLMTrainer
 PACKAGES = ("torch", "transformers", "accelerate", "datasets", "evaluate", "peft", "deepspeed", "numpy", "pillow")
 
 
-def run(main: Callable[[], Any]) -> None:
+def run(main: Callable[[], Any], option: str = "--output_dir") -> None:
     """Call a recipe's `main`; bad input ends in one line that says what to do, not in a traceback.
 
     So do Ctrl-C and SIGTERM, after a checkpoint, with the exit status 128 + the signal's number.
     `HF_MEDVLM_DEBUG=1` shows the traceback all the same.
+
+    Args:
+        option: what names the place that it writes to.
     """
     with listening():
         try:
@@ -65,7 +68,7 @@ def run(main: Callable[[], Any]) -> None:
                 leave(stopped_at_once())
             if os.environ.get("HF_MEDVLM_DEBUG") or not isinstance(error, ValueError | OSError | ImportError):
                 raise
-            print(f"error: {masked(str(error))}", file=sys.stderr)
+            print(f"error: {masked(sentence(error, sys.argv[1:], option))}", file=sys.stderr)
             print("(HF_MEDVLM_DEBUG=1 shows where this was raised)", file=sys.stderr)
             sys.exit(1)
         leave_processes()
@@ -205,8 +208,10 @@ def finish(folder: Path, args: SimpleNamespace) -> None:
     from hf_medvlm.sharing.trackers import send_figures
 
     training = args.training
-    draw_all(folder)
-    write_report(folder)
+    page = f". The run's results are in {folder}: free some space, then draw its page with: hf-medvlm report {folder}"
+    with naming_what_is_written(folder / "report.html", page):
+        draw_all(folder)
+        write_report(folder)
     send_figures(folder, training)
     print(f"The run is in {folder}; open {folder / 'report.html'}", flush=True)
     if training.evaluate_only:
@@ -243,14 +248,19 @@ def leave_scores(scores: Scores, folder: Path, info: dict[str, Any], rejected: S
     """
     from hf_medvlm.figures import draw_all, write_report
 
-    folder.mkdir(parents=True, exist_ok=True)
+    with naming_what_is_written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "test_results.json", scores.to_dict())
     write_predictions(scores, folder)
     write_rejected(rejected, folder)
     stated = {"hf_medvlm": __version__, "python": platform.python_version(), "created": time.strftime("%Y-%m-%d")}
     write_json(folder / RUN_FILE, stated | {"command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])} | info)
-    draw_all(folder)
-    write_report(folder)
+    try:
+        draw_all(folder)
+        write_report(folder)
+    except OSError:
+        (folder / RUN_FILE).unlink(missing_ok=True)  # without its page it is no finished run, and may be made again
+        raise
 
 
 def write_rejected(rejected: Sequence[Rejected], folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def test_a_folder_of_a_living_process_is_refused_and_of_a_dead_one_taken_over(ho
     assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
     release(folder)
     assert not folder.exists(), "nothing had been written to it"
+
+
+def test_scores_are_not_written_into_a_folder_that_another_process_writes_to(holder, root, tmp_path):
+    main = runpy.run_path(str(root / "recipes" / "score.py"))["main"]
+    table = tmp_path / "both.csv"
+    table.write_text("study_id,reference,prediction\n1,Normal.,Normal.\n2,Effusion.,Normal.\n")
+    with pytest.raises(ValueError, match=f"in use by process {holder.pid}.*or name another --out$"):
+        main([str(table), "--out", str(tmp_path / "run")])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
 def test_whoever_ends_well_gives_its_folder_back(holder, tmp_path):

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 from saved_families import save_family, without_texts
 from steps import make_trainer
 
+from hf_medvlm.data.locks import LOCK
 from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import write_jsonl
 from hf_medvlm.figures.report_data import collect
@@ -170,6 +171,21 @@ def test_predictions_of_another_model_are_not_mixed_in(saved, folder, tmp_path):
     with pytest.raises(ValueError, match=r"holds a run"):
         (out / "settings.json").unlink()
         predict(saved("dual_encoder")[0], folder, "--out", out)
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(saved, folder, tmp_path):
+    import os
+    import socket
+
+    import psutil
+
+    above = psutil.Process(os.getppid())  # lives as long as this test does
+    holder = {"host": socket.gethostname(), "pid": above.pid, "started": round(above.create_time(), 2), "since": "now"}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / LOCK).write_text(json.dumps(holder))
+    with pytest.raises(ValueError, match=f"in use by process {above.pid} .*or name another --out$"):
+        predict(saved("medklip")[0], folder, "--out", tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [LOCK]
 
 
 def test_one_file_with_the_one_before_it(saved, folder, tmp_path):
