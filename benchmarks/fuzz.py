@@ -28,13 +28,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-from fuzzing import corpora, models, pixels, scores, settings, tables, uses  # noqa: E402
+from fuzzing import corpora, exports, models, pixels, scores, settings, tables, uses  # noqa: E402
 from fuzzing.pool import BAD, OUTCOMES, Outcome, Reader, run  # noqa: E402
 
 READERS: list[Reader] = [
-    *(reader for module in (pixels, tables, corpora, settings, models, scores, uses) for reader in module.READERS)
+    *(
+        reader
+        for module in (pixels, tables, corpora, settings, models, scores, uses, exports)
+        for reader in module.READERS
+    )
 ]
-SHARE = {"checkpoints": 2, "tables": 2, "results of a run": 1.5}
+SHARE = {"checkpoints": 2, "tables": 2, "results of a run": 1.5, "output paths": 0.5, "exports": 0.5}
 """How many cases a reader gets for one of the others'."""
 
 
@@ -81,17 +85,19 @@ def prepare(names: set[str]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    if "checkpoints" in names:
+    if names & {"checkpoints", "exports"}:
         models.prepare()
     if "results of a run" in names:
         scores.prepare()
-    if names & {"options", "YAML of a recipe"}:
+    if names & {"options", "YAML of a recipe", "launch settings", "output paths"}:
         settings._groups()
     if "corpora" in names:
         for name in corpora.CORPORA:
             corpora._seed(name)
-    if names & {"index", "uploads"}:
+    if names & {"index", "uploads", "output paths"}:
         uses.prepare()
+    if "launch settings" in names:
+        exports.prepare()
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -4,6 +4,7 @@ folder for what is kept from run to run, and locks between the processes of a ma
 from __future__ import annotations
 
 import codecs
+import errno
 import gzip
 import hashlib
 import io
@@ -60,6 +61,10 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
         OSError: the folder cannot be written to, or the disk is full; the message names the final path.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise OSError(errno.EINVAL, f"could not write {str(path)!r:.300}: no file can be called so")
+    if os.path.exists(path) and not os.path.isfile(path):  # a device would be gone when the file takes its place
+        raise OSError(errno.EINVAL, f"could not write {path}: it is {'a folder' if path.is_dir() else 'no plain file'}")
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
@@ -108,6 +113,28 @@ def check_regular(path: str | Path) -> None:
         raise ValueError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
     if not stat.S_ISREG(mode):
         raise ValueError(f"{path}: cannot be read: it is {'a folder' if stat.S_ISDIR(mode) else 'no plain file'}")
+
+
+def check_place(path: str | Path, option: str = "") -> None:
+    """Refuse a path that nothing can be written to: no name of a file, a pipe or a device, below a file.
+
+    Args:
+        option: that gave the path, for the message.
+
+    Raises:
+        ValueError: with the path and the reason.
+    """
+    named = f"{option} {clipped(str(path))!r}".strip()
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        if os.path.lexists(path):
+            raise ValueError(f"{named} is a link to nothing; name another place") from None
+        return
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{named}: {getattr(error, 'strerror', None) or error}; name another place") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise ValueError(f"{named} is a pipe or a device; name another place")
 
 
 ENCODING_BY_MARK = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}

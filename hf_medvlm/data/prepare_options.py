@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hf_medvlm.data.files import read_yaml
+from hf_medvlm.data.files import check_place, read_yaml
 from hf_medvlm.data.parquet import is_parquet
 from hf_medvlm.data.prepare_parts import parse_shard
 from hf_medvlm.data.quality import LABEL_POLICIES
@@ -62,6 +62,7 @@ def parse_options(argv: Sequence[str] | None = None, description: str = "") -> N
         raise ValueError(
             f"{options.corpus}: unknown option {unknown[0]!r:.100}{nearest(unknown[0].split('=')[0], names)}"
         )
+    check_place(options.out, "--out")
     if options.size is not None and (options.size < 16 or not (options.convert or options.cache)):
         raise ValueError(
             f"--size is the longer side of the copies that --convert png makes or of the pictures of --cache, 16 or "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import pkgutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 
 from hf_medvlm.checked import either, flag, length, many, name, named, number, record, words
 from hf_medvlm.data.files import load_json
-from hf_medvlm.errors import library_errors
+from hf_medvlm.errors import clipped, library_errors
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.inference.predictor import Predictor
 from hf_medvlm.models.attention import take_kernels_of_any_shape
-from hf_medvlm.models.loading import model_type_of
+from hf_medvlm.models.clear_errors import clear_errors
+from hf_medvlm.models.loading import load_config, model_type_of, weight_files
+from hf_medvlm.models.side_files import check_side_files
 
+ADAPTER = "adapter_config.json"
 WRITTEN = record(
     max_length=length,
     max_new_tokens=length,
@@ -166,3 +170,47 @@ def _dtype(name: str | torch.dtype | None) -> torch.dtype:
 def _knows(device: torch.device, half: str) -> bool:
     """Whether the device computes in this half precision: float16 is the accelerators' alone."""
     return half == "bfloat16" or device.type != "cpu"
+
+
+def load_plain(folder: Path) -> Any:
+    """The model as a Python without this package would open it, where an upstream class exists.
+
+    Raises:
+        ValueError: a file or a value of the folder that cannot be used, weights that do not fit.
+    """
+    from transformers import AutoModel, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WRITERS
+
+    auto = AutoModelForImageTextToText if load_config(folder).model_type in WRITERS else AutoModel
+    weight_files(folder)  # each is checked to be whole
+    with clear_errors(folder, "weights"):
+        loaded: Any = auto.from_pretrained(
+            folder, trust_remote_code=False, dtype="auto", output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    model, info = loaded
+    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    wrong = {kind: keys[:5] for kind, keys in wrong.items() if keys}
+    if wrong:
+        raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: {clipped(json.dumps(wrong))}")
+    return model.eval()
+
+
+def load_merged(folder: Path, base: str | None) -> Any:
+    """The base of a folder's adapter with the adapter in it, checked.
+
+    Args:
+        base: the model that it was trained on, where the adapter does not say or it lies elsewhere now.
+
+    Raises:
+        ValueError: as `load_plain`; an adapter that does not fit, or does not say what it was trained on.
+    """
+    from peft import PeftConfig, PeftModel
+
+    check_side_files(folder)
+    with clear_errors(folder, ADAPTER):
+        named = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not named:
+        raise ValueError(f"{folder} holds an adapter that does not say what it was trained on; name it with --base")
+    model = load_plain(find_folder(named))
+    with clear_errors(folder, "adapter"):
+        return PeftModel.from_pretrained(model, str(folder)).eval().merge_and_unload(safe_merge=True)

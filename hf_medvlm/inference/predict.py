@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_medvlm import __version__
-from hf_medvlm.data.files import atomic_open, load_json, write_json
+from hf_medvlm.data.files import atomic_open, check_place, load_json, write_json
 from hf_medvlm.data.locks import taken
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.sources.base import Rejected
@@ -373,6 +373,7 @@ def _settings(predictor: Predictor, new: NewStudies, options: PredictOptions) ->
 
 def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """Mark the folder as ours, or go on with what was begun there."""
+    check_place(folder, "--out")
     path, plain = folder / SETTINGS, json.loads(json.dumps(without_nan(settings)))
     main = PartialState().is_main_process
     if path.is_file():

@@ -23,16 +23,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_medvlm.data.disk import naming_what_is_written
-from hf_medvlm.data.files import write_json
+from hf_medvlm.data.files import check_place, write_json
 from hf_medvlm.data.locks import LOCK, taken
 from hf_medvlm.data.rows import Row
-from hf_medvlm.errors import clipped
+from hf_medvlm.errors import clipped, library_errors
 from hf_medvlm.evaluation.base import SETTINGS
 from hf_medvlm.inference import Predictor, load
-from hf_medvlm.inference.loading import find_folder, read_settings, register_families
+from hf_medvlm.inference.loading import (
+    ADAPTER,
+    find_folder,
+    load_merged,
+    load_plain,
+    read_settings,
+    register_families,
+)
 from hf_medvlm.inference.pictures import as_studies
 
-ADAPTER = "adapter_config.json"
 BESIDE = (
     SETTINGS,
     "README.md",
@@ -90,14 +96,15 @@ def export_model(
     """
     register_families()
     folder, target = find_folder(run), _new_folder(to)
-    model = _merged(folder, base) if (folder / ADAPTER).is_file() and not _is_whole(folder) else _plain(folder)
+    model = load_merged(folder, base) if (folder / ADAPTER).is_file() and not _is_whole(folder) else load_plain(folder)
     if dtype is not None:
         model = model.to(_float_type(dtype))
     with _whole_or_absent(target):
-        model.save_pretrained(target, max_shard_size=max_shard_size)
+        with library_errors(f"--max_shard_size {clipped(max_shard_size)}", "write a size such as 5GB or 500MB"):
+            model.save_pretrained(target, max_shard_size=max_shard_size)
         for pattern in BESIDE:
             for path in folder.glob(pattern):
-                if not (target / path.name).exists():
+                if path.is_file() and not (target / path.name).exists():
                     shutil.copy(path, target / path.name)
         if read_settings(folder) and not (target / SETTINGS).exists():
             write_json(target / SETTINGS, read_settings(folder))
@@ -106,7 +113,7 @@ def export_model(
     predictor = load(target, "cpu", model.dtype)
     batch = probe(predictor)
     wanted = answers(predictor, model.eval(), batch)
-    exported = answers(predictor, _plain(target).eval(), batch)
+    exported = answers(predictor, load_plain(target).eval(), batch)
     return Exported(target, {"answers": _check(exported, wanted, TOLERANCE[model.dtype])}, [_opens_with(model)])
 
 
@@ -124,40 +131,13 @@ def _whole_or_absent(target: Path) -> Iterator[None]:
         try:
             with naming_what_is_written(target, "; nothing is left there. Free some space, or name a roomier --to"):
                 yield
-        except OSError:
+        except (OSError, ValueError):
             shutil.rmtree(target, ignore_errors=True)
             raise
 
 
 def _is_whole(folder: Path) -> bool:
     return any(folder.glob("model*.safetensors"))
-
-
-def _plain(folder: Path) -> Any:
-    """The model as a Python without this package would open it, where an upstream class exists."""
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as WRITERS
-
-    model_type = AutoConfig.from_pretrained(folder, trust_remote_code=False).model_type
-    auto = AutoModelForImageTextToText if model_type in WRITERS else AutoModel
-    loaded: Any = auto.from_pretrained(folder, trust_remote_code=False, dtype="auto", output_loading_info=True)
-    model, info = loaded
-    wrong = {kind: sorted(map(str, info[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
-    wrong = {kind: keys[:5] for kind, keys in wrong.items() if keys}
-    if wrong:
-        raise ValueError(f"{folder}: the weights do not fit {type(model).__name__}: {clipped(json.dumps(wrong))}")
-    return model.eval()
-
-
-def _merged(folder: Path, base: str | None) -> Any:
-    """The adapter's base with the adapter in it, checked."""
-    from peft import PeftConfig, PeftModel
-
-    named = base or PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not named:
-        raise ValueError(f"{folder} holds an adapter that does not say what it was trained on; name it with --base")
-    adapted = PeftModel.from_pretrained(_plain(find_folder(named)), str(folder)).eval()
-    return adapted.merge_and_unload(safe_merge=True)
 
 
 def _rename(folder: Path, names: tuple[tuple[str, str], ...]) -> None:
@@ -241,7 +221,7 @@ def export_onnx(run: str | Path, to: str | Path) -> Exported:
             differences |= _write_onnx(_Text(predictor.model), tokens, ["text_embeds"], target)
         predictor_files = find_folder(run)
         for pattern in ("config.json", *BESIDE):
-            for path in predictor_files.glob(pattern):
+            for path in filter(Path.is_file, predictor_files.glob(pattern)):
                 shutil.copy(path, target / path.name)
     return Exported(target, differences, [f"onnxruntime {onnxruntime.__version__}"])
 
@@ -353,6 +333,7 @@ def _check(exported: Tensor, wanted: Tensor, tolerance: float) -> float:
 
 
 def _new_folder(to: str | Path) -> Path:
+    check_place(to, "--to")
     folder = Path(to)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--to {to} is in use; name a new folder")

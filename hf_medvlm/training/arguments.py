@@ -25,7 +25,7 @@ from transformers import HfArgumentParser, TrainingArguments, set_seed
 from transformers.utils import is_torch_bf16_gpu_available, is_torch_tf32_available
 
 from hf_medvlm.data.disk import sentence
-from hf_medvlm.data.files import read_yaml
+from hf_medvlm.data.files import load_json, read_yaml
 from hf_medvlm.data.secrets import masked_command
 from hf_medvlm.errors import clipped, library_errors
 from hf_medvlm.shipped import find_shipped
@@ -179,6 +179,10 @@ class MedVLMArguments(TrainingArguments):
                 f"--ddp_backend {self.ddp_backend}: there is one process, and none to talk to; leave it out, "
                 "or start several with torchrun or accelerate launch"
             )
+        for name in ("gradient_checkpointing_kwargs", "activation_checkpointing_kwargs"):  # a file of them
+            value = getattr(self, name, None)
+            if isinstance(value, str) and not value.lstrip().startswith("{"):
+                setattr(self, name, load_json(value, dict))
         super().__post_init__()
         if self.fsdp_plugin_args:
             from accelerate.utils import FullyShardedDataParallelPlugin
