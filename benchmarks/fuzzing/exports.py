@@ -36,7 +36,7 @@ def _place(folder: Path, rng: Random) -> tuple[str, str]:
 
 def _shown(place: str) -> list[str]:
     """How a message may begin to write a path."""
-    return [place[:100].rstrip("/"), repr(place)[1:100].rstrip("/'")]
+    return [os.path.normpath(place)[:100], repr(place)[1:100].rstrip("/'")]
 
 
 def make_output(rng: Random, folder: Path) -> Made:

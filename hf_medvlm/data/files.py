@@ -65,7 +65,11 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
         raise OSError(errno.EINVAL, f"could not write {str(path)!r:.300}: no file can be called so")
     if os.path.exists(path) and not os.path.isfile(path):  # a device would be gone when the file takes its place
         raise OSError(errno.EINVAL, f"could not write {path}: it is {'a folder' if path.is_dir() else 'no plain file'}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = "a part of it is a file" if isinstance(error, FileExistsError) else error.strerror
+        raise OSError(error.errno, f"could not write {clipped(str(path))}: {reason}") from error
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     text: dict[str, Any] = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
@@ -77,9 +81,10 @@ def atomic_open(path: str | Path, mode: str = "w") -> Iterator[IO]:
     except OSError as error:
         if error.filename is not None and Path(os.fsdecode(error.filename)) not in (beside, path, path.parent):
             raise  # another file, which was read for what is written here
-        raise OSError(error.errno, f"could not write {path}: {error.strerror or error}") from error
+        raise OSError(error.errno, f"could not write {clipped(str(path))}: {error.strerror or error}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        if os.path.lexists(beside):
+            beside.unlink()
 
 
 def write_json(path: str | Path, value: Any) -> None:

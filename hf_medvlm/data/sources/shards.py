@@ -245,7 +245,7 @@ def _holds_images(kind: pa.DataType) -> bool:
 def _told_apart(entries: Iterable[Entry], shard: str, ids: set[str]) -> Iterator[Entry]:
     """Samples of one name in two shards are two samples; ids that a column gives are left alone."""
     for file, number, row in entries:
-        if "image" in row and row.get("study_id") in ids and "patient_id" not in row:
+        if "image" in row and str(row.get("study_id")) in ids and "patient_id" not in row:
             row["study_id"] = f"{Path(shard).stem}/{row['study_id']}"
         ids.add(str(row.get("study_id")))
         yield file, number, row
