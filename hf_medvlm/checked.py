@@ -33,6 +33,13 @@ def count(value: Any, place: str) -> Any:
     return value
 
 
+def total(value: Any, place: str) -> Any:
+    """A whole number."""
+    if value is None:
+        raise _wrong(value, place, "a whole number")
+    return count(value, place)
+
+
 def text(value: Any, place: str) -> Any:
     """A text, a number or null."""
     if value is not None and (isinstance(value, bool) or not isinstance(value, (str, int, float))):

@@ -26,7 +26,7 @@ from hf_medvlm.data.images.read import why_unusable
 from hf_medvlm.errors import library_errors
 
 logger = logging.getLogger(__name__)
-READING = 1
+READING = 2
 """Raised by whoever changes what `open_radiograph` gives of a file, or what counts as unusable."""
 DECODERS = ("pillow", "pydicom", "pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg", "python-gdcm")
 SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("time", pa.int64()), ("reason", pa.string())])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hf_medvlm.checked import Kind, count, either, many, named, number, record, state, string, text, words
+from hf_medvlm.checked import Kind, count, either, many, named, number, record, state, string, text, total, words
 
 __all__ = ["INFO", "PREDICTION", "RESULTS", "STATE", "Kind"]
 
@@ -46,7 +46,7 @@ def _matrix(value: Any, place: str) -> Any:
     return value
 
 
-_counts = record("tp fp fn tn", tp=count, fp=count, fn=count, tn=count)
+_counts = record("tp fp fn tn", tp=total, fp=total, fn=total, tn=total)
 _error = record(kind=words, finding=words)
 _box = record("xywh", image=count, xywh=many(number, 4), finding=words, phrase=words)
 
@@ -98,9 +98,9 @@ INFO = record(
     image_folder=words,
     sources=many(string),
     licences=many(string),
-    split_sizes=named(count),
-    rejected=named(count),
-    versions=named(words),
+    split_sizes=named(total),
+    rejected=named(total),
+    versions=named(string),
     patients=count,
     parameters=count,
     trainable_parameters=count,

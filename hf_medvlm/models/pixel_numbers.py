@@ -10,6 +10,8 @@ from typing import Any
 from hf_medvlm.errors import clipped
 
 LARGEST_SIDE = 16_384
+LARGEST_GREY, SMALLEST_SPREAD = 65_536, 1e-6
+"""What mean, standard deviation and factor may be: with more, or less, numbers run over in the first layers."""
 
 
 def check_pixels(processor: Any, folder: str | Path) -> None:
@@ -30,11 +32,13 @@ def check_pixels(processor: Any, folder: str | Path) -> None:
         numbers: list[Any] = list(value) if isinstance(value, (list, tuple)) else [value]
         if value is not None and not (len(numbers) in (1, 3) and all(map(is_number, numbers))):
             raise wrong(name, value, "three numbers")
-        if name == "image_std" and value is not None and min(numbers) <= 0:
+        if value is not None and max(map(abs, numbers)) > LARGEST_GREY:
+            raise wrong(name, value, f"three numbers of at most {LARGEST_GREY:,}")
+        if name == "image_std" and value is not None and min(numbers) < SMALLEST_SPREAD:
             raise wrong(name, value, "three numbers above 0")
     factor = getattr(processor, "rescale_factor", None)
-    if factor is not None and not (is_number(factor) and factor > 0):
-        raise wrong("rescale_factor", factor, "a number above 0")
+    if factor is not None and not (is_number(factor) and 0 < factor <= LARGEST_GREY):
+        raise wrong("rescale_factor", factor, f"a number above 0, of at most {LARGEST_GREY:,}")
     for name in ("size", "crop_size"):
         value = getattr(processor, name, None)
         for key in ("height", "width", "shortest_edge", "longest_edge"):

@@ -111,10 +111,20 @@ def export_model(
         if model.config.model_type == "llava":
             _rename(target, LLAVA_NAMES)
     predictor = load(target, "cpu", model.dtype)
-    batch = probe(predictor)
-    wanted = answers(predictor, model.eval(), batch)
-    exported = answers(predictor, load_plain(target).eval(), batch)
+    with _asked_of(folder):
+        batch = probe(predictor)
+        wanted = answers(predictor, model.eval(), batch)
+        exported = answers(predictor, load_plain(target).eval(), batch)
     return Exported(target, {"answers": _check(exported, wanted, TOLERANCE[model.dtype])}, [_opens_with(model)])
+
+
+@contextmanager
+def _asked_of(folder: Path) -> Iterator[None]:
+    """What a model or its processor refuses is said with its folder."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} (asked of {folder})") from error
 
 
 @contextmanager
@@ -207,7 +217,8 @@ def export_onnx(run: str | Path, to: str | Path) -> Exported:
             "and serve it as docs/serve.md says"
         )
     target = _new_folder(to)
-    batch = probe(predictor)
+    with _asked_of(find_folder(run)):
+        batch = probe(predictor)
     differences: dict[str, float] = {}
     pixels = torch.cat([batch["pixel_values"]] * 2)
     with _whole_or_absent(target):

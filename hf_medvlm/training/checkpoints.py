@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_medvlm.checked import count, either, many, named, number, record, words
+from hf_medvlm.checked import count, either, many, named, number, record, total, words
 from hf_medvlm.data.files import read_json, write_json
 from hf_medvlm.errors import clipped
 from hf_medvlm.training.deepspeed import read_deepspeed
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 MANIFEST = "manifest.json"
-WHOLE = record("files", step=count, processes=count, zero_stage=count, files=named(count))
+WHOLE = record("files", step=count, processes=count, zero_stage=count, files=named(total))
 """What a manifest says."""
 TRAINER_STATE = record(
     "global_step max_steps log_history",

@@ -79,7 +79,7 @@ def _check_png(handle: BinaryIO) -> None:
     """Hold the pixels' chunks against their checksums, which Pillow does not: a changed byte would be other pixels.
 
     Raises:
-        ValueError: a checksum that is wrong. What is cut short Pillow tells.
+        ValueError: a checksum that is wrong, or pixels that are cut short.
     """
     place = handle.tell()
     handle.seek(len(SIGNATURES[0]))
@@ -91,7 +91,9 @@ def _check_png(handle: BinaryIO) -> None:
         while left and (piece := handle.read(min(left, _PIECE))):
             left, crc = left - len(piece), zlib.crc32(piece, crc)
         stated = handle.read(4)
-        if not left and len(stated) == 4 and int.from_bytes(stated, "big") != crc:
+        if left or len(stated) < 4:  # Pillow fills what little is missing with black
+            raise ValueError("the file ends inside its pixels")
+        if int.from_bytes(stated, "big") != crc:
             raise ValueError("the checksum of its pixels is wrong")
     handle.seek(place)
 

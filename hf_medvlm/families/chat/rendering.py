@@ -9,6 +9,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from hf_medvlm.data.conversations import IMAGE
+from hf_medvlm.errors import clipped
 from hf_medvlm.families.chat.processors import stop_ids, with_frozen_date
 from hf_medvlm.families.chat.turns import Message, text_of
 
@@ -104,7 +105,7 @@ def _write(messages: Sequence[Message], processor: ProcessorMixin, ask: bool = F
     try:
         return processor.apply_chat_template(list(messages), template, add_generation_prompt=ask)
     except Exception as error:  # jinja's own errors, and whatever an expression in a template raises
-        raise ValueError(f"the chat template refuses this conversation: {error}") from error
+        raise ValueError(f"the chat template refuses this conversation: {clipped(str(error))}") from error
 
 
 def _render(messages: Sequence[Message], processor: ProcessorMixin) -> Rendered:
