@@ -29,10 +29,10 @@ def choose_output_dir(
     """
     resume = None if str(resume).lower() in ("none", "false", "") else resume
     if named is not None:
-        check_place(named, "--output_dir")
+        check_place(named, option)
         chosen = Path(named)
         if chosen.is_file():
-            raise ValueError(f"--output_dir {named} is a file; name a folder")
+            raise ValueError(f"{option} {named} is a file; name a folder")
     elif resume and str(resume).lower() != "true":
         chosen = Path(resume).parent
     else:
