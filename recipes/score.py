@@ -69,10 +69,11 @@ def main(argv: list[str] | None = None) -> Path:
     )
     images = args.image_folder or references.image_folder or predictions.image_folder
     info = {"recipe": "score", "dataset": Path(args.references).name, "image_folder": str(images) if images else None}
+    if args.rexrank:
+        write_json(out / "rexrank.json", rexrank_records(predictions.records or references.records, scores.predictions))
     leave_scores(scores, out, info, pairs.left_out)
     if args.rexrank:
         print(f"\n{leaderboard(scores, Path(predictions.path).name)}")
-        write_json(out / "rexrank.json", rexrank_records(predictions.records or references.records, scores.predictions))
     else:
         print("\n".join(["", scores.table(), *missing_lines(scores.figures)]))
     release(out)

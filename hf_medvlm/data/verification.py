@@ -3,6 +3,8 @@
 The facts of one image folder lie in one Parquet file of `cache_folder()`, for all runs and processes: path, size, time
 of change, and why the image cannot be used, if it cannot. Facts that another version of the readers or of a decoder
 found count for nothing.
+
+Of millions of images only numbers are held: paths are hashed as they are read, a row group at a time.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,6 +36,7 @@ SCHEMA = pa.schema([("path", pa.string()), ("size", pa.int64()), ("time", pa.int
 SAVE_EVERY = 60.0
 """Seconds after which what has been found is written, so that a killed process loses no more."""
 BLOCK = 1024
+ROW_GROUP = 128 * BLOCK
 SETTLED = 20_000_000
 """Nanoseconds within which a file may change twice without another time of change; of a disk that keeps whole seconds
 two of them."""
@@ -51,27 +55,67 @@ def check_images(folder: str | Path, paths: Iterable[str], workers: int | None =
     Returns:
         Path -> reason, in the order of `paths`.
     """
-    folder = Path(folder)
-    unique = pc.unique(paths if isinstance(paths, pa.Array | pa.ChunkedArray) else pa.array(paths, pa.string()))
+    folder, arrow = Path(folder), isinstance(paths, pa.Array | pa.ChunkedArray)
+    table: pa.ChunkedArray = pa.chunked_array([paths] if isinstance(paths, pa.Array) else paths) if arrow else None
+    if table is None:
+        table = pa.chunked_array([pa.array(paths, pa.string())])
+    hashes = _hashes(table)
+    first = np.sort(np.unique(hashes, return_index=True)[1])  # where a path stands first
+    hashes = hashes[first]
     store = store_of(folder)
     with machine_lock(str(store)):
-        sizes, times = stat_files(folder, unique, workers)
+        sizes, times = stat_files(folder, table, workers, rows=first)
         known = _read(store)
-        place = pc.index_in(unique, known["path"].combine_chunks()).fill_null(-1).to_numpy(zero_copy_only=False)
-        same = place >= 0
-        for name, now in (("size", sizes), ("time", times)):
-            if len(known):
-                same &= known[name].to_numpy()[place] == now
-        reasons: dict[int, str] = {}
-        if len(known):
-            unusable = np.asarray(pc.is_valid(known["reason"]))[place] & same
-            texts = known["reason"].take(pa.array(place[unusable])).to_pylist()
-            reasons = dict(zip(np.flatnonzero(unusable).tolist(), texts, strict=True))
+        same, reasons = known.compare(hashes, sizes, times)
         new = np.flatnonzero(~same)
         if len(new):
-            decoded = _decode(folder, unique.take(pa.array(new)), (sizes[new], times[new]), known, store, workers)
+            decoded = _decode(folder, table, (first[new], sizes[new], times[new]), store, workers)
             reasons |= {number: reason for number, reason in zip(new.tolist(), decoded, strict=True) if reason}
-    return {unique[number].as_py(): reasons[number] for number in sorted(reasons)}
+    return {table[int(first[number])].as_py(): reasons[number] for number in sorted(reasons)}
+
+
+def _hashes(paths: pa.Array | pa.ChunkedArray) -> np.ndarray:
+    """(n,) int64: a number for each path, the same all through this process.
+
+    Among three million paths two have the same one with a chance of 3 in 10 million. Bytes and time of change would
+    have to agree too.
+    """
+    parts = [np.fromiter(map(hash, names), np.int64, len(names)) for names in _blocks(paths)]
+    return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+
+def _blocks(paths: pa.Array | pa.ChunkedArray, size: int = 64 * BLOCK) -> Iterator[list[str]]:
+    for start in range(0, len(paths), size):
+        yield paths.slice(start, size).to_pylist()
+
+
+def _taken(paths: pa.Array | pa.ChunkedArray, rows: np.ndarray) -> pa.Array:
+    """The paths of some rising rows. Arrow's own `take` puts all chunks of a table together first."""
+    if not len(rows):
+        return pa.array([], pa.string())
+    part = paths.slice(rows[0], rows[-1] + 1 - rows[0])
+    whole = part.combine_chunks() if isinstance(part, pa.ChunkedArray) else part
+    return whole.take(pa.array(rows - rows[0]))
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What is remembered of images, in the order of `hashes`, (n,) int64, rising; (n,) `sizes` and `times`; `reasons`
+    of those that cannot be used, by place."""
+
+    hashes: np.ndarray
+    sizes: np.ndarray
+    times: np.ndarray
+    reasons: dict[int, str]
+
+    def compare(self, hashes: np.ndarray, sizes: np.ndarray, times: np.ndarray) -> tuple[np.ndarray, dict[int, str]]:
+        """(n,) whether a file is known as it is now; and why it cannot be used, by number."""
+        if not len(self.hashes):
+            return np.zeros(len(hashes), bool), {}
+        place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        same = (self.hashes[place] == hashes) & (self.sizes[place] == sizes) & (self.times[place] == times)
+        unusable = np.flatnonzero(same & np.isin(place, list(self.reasons))).tolist() if self.reasons else []
+        return same, {number: self.reasons[int(place[number])] for number in unusable}
 
 
 def store_of(folder: str | Path) -> Path:
@@ -80,16 +124,25 @@ def store_of(folder: str | Path) -> Path:
 
 
 def stat_files(
-    folder: Path, paths: pa.Array, workers: int | None = None, block: int = BLOCK
+    folder: Path,
+    paths: pa.Array | pa.ChunkedArray,
+    workers: int | None = None,
+    block: int = BLOCK,
+    rows: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(n,) int64 each: bytes and time of change (ns) of the files; -1 where there is none, or none that may be seen."""
+    """(n,) int64 each: bytes and time of change (ns) of the files; -1 where there is none, or none that may be seen.
+
+    Args:
+        rows: the numbers of the paths to look at; all by default.
+    """
+    count = len(paths) if rows is None else len(rows)
 
     def look(start: int) -> np.ndarray:
-        names = paths.slice(start, block).to_pylist()
-        return np.array([stat_file(os.path.join(folder, path)) for path in names], np.int64)
+        some = paths.slice(start, block) if rows is None else _taken(paths, rows[start : start + block])
+        return np.array([stat_file(os.path.join(folder, path)) for path in some.to_pylist()], np.int64)
 
     with ThreadPoolExecutor(workers) as pool:
-        blocks = list(pool.map(look, range(0, len(paths), block)))
+        blocks = list(pool.map(look, range(0, count, block)))
     facts = np.concatenate(blocks) if blocks else np.zeros((0, 2), np.int64)
     return facts[:, 0], facts[:, 1]
 
@@ -120,80 +173,105 @@ def decoders() -> str:
     return f"reading {READING}, {', '.join(versions)}"
 
 
-def _read(store: Path) -> pa.Table:
+def _read(store: Path) -> _Known:
     """What is remembered; nothing where there is no such file, or one of other decoders, or a broken one."""
-    nothing = SCHEMA.empty_table()
+    hashes, sizes, times = ([np.zeros(0, np.int64)] for _ in range(3))
+    reasons: dict[int, str] = {}
+    count = 0
+    for part in _row_groups(store):
+        hashes.append(_hashes(part["path"]))
+        sizes.append(part["size"].to_numpy())
+        times.append(part["time"].to_numpy())
+        for row in np.flatnonzero(np.asarray(pc.is_valid(part["reason"]))).tolist():
+            reasons[count + row] = part["reason"][row].as_py()
+        count += len(part)
+    together = np.concatenate(hashes)
+    order = np.argsort(together, kind="stable")
+    place = np.empty(count, np.int64)
+    place[order] = np.arange(count)
+    told = {int(place[row]): reason for row, reason in reasons.items()}
+    return _Known(together[order], np.concatenate(sizes)[order], np.concatenate(times)[order], told)
+
+
+def _row_groups(store: Path) -> Iterator[pa.Table]:
+    """What a store holds, piece by piece; nothing where it is of other decoders, and up to where it is broken."""
     if not store.exists():
-        return nothing
+        return
     try:
         with library_errors(str(store), "", ()):
-            known = pq.read_table(store, memory_map=True)
+            file = pq.ParquetFile(store)
+            if (file.schema_arrow.metadata or {}).get(b"by") != decoders().encode():
+                return
+            for number in range(file.num_row_groups):
+                yield file.read_row_group(number, [field.name for field in SCHEMA]).replace_schema_metadata()
     except ValueError as error:
-        logger.warning("%s cannot be read (%s): all images are checked again", store, error)
-        return nothing
-    return (
-        known.replace_schema_metadata() if (known.schema.metadata or {}).get(b"by") == decoders().encode() else nothing
-    )
+        logger.warning("%s cannot be read (%s): its images are checked again", store, error)
 
 
 def remember(folder: str | Path, facts: Sequence[tuple[str, int, int, str | None]]) -> None:
     """Keep what somebody else has found who decoded images: (path, size, time of change, why it cannot be used)."""
     store = store_of(folder)
     if facts:
+        paths, sizes, times, reasons = zip(*facts, strict=True)
         with machine_lock(str(store)):
-            _save(store, _read(store), *zip(*facts, strict=True))
+            _save(store, pa.array(paths, pa.string()), np.array(sizes), np.array(times), reasons)
 
 
 def _decode(
     folder: Path,
-    paths: pa.Array,
-    facts: tuple[np.ndarray, np.ndarray],
-    known: pa.Table,
+    paths: pa.ChunkedArray,
+    facts: tuple[np.ndarray, np.ndarray, np.ndarray],
     store: Path,
     workers: int | None,
 ) -> list[str | None]:
-    """Check files and remember them; the reason of each, None where it can be used."""
+    """Check files and remember them; the reason of each, None where it can be used.
+
+    Args:
+        facts: numbers among `paths`, bytes and times of change of the files, (n,) each.
+    """
     from tqdm import tqdm
 
+    rows, sizes, times = facts
     reasons: list[str | None] = []
-    saved = time.monotonic()
+    saved, done = time.monotonic(), 0
+
+    def save() -> None:
+        nonlocal saved, done
+        span = slice(done, len(reasons))
+        _save(store, _taken(paths, rows[span]), sizes[span], times[span], reasons[span])
+        saved, done = time.monotonic(), len(reasons)
+
     try:
         with (
             ThreadPoolExecutor(workers) as pool,
-            tqdm(desc="Checking images", total=len(paths), unit="image", disable=None) as bar,
+            tqdm(desc="Checking images", total=len(rows), unit="image", disable=None) as bar,
         ):
-            for start in range(0, len(paths), BLOCK):
-                files = [folder / path for path in paths.slice(start, BLOCK).to_pylist()]
+            for start in range(0, len(rows), BLOCK):
+                files = [folder / path for path in _taken(paths, rows[start : start + BLOCK]).to_pylist()]
                 for reason in pool.map(why_unusable, files):
                     reasons.append(reason)
                     bar.update()
                 if time.monotonic() - saved > SAVE_EVERY:
-                    _save(store, known, paths, *facts, reasons)
-                    saved = time.monotonic()
+                    save()
     finally:  # an interrupted check goes on from here
-        _save(store, known, paths, *facts, reasons)
+        save()
     return reasons
 
 
-def _save(
-    store: Path,
-    known: pa.Table,
-    paths: Sequence[str] | pa.Array,
-    sizes: Sequence[int] | np.ndarray,
-    times: Sequence[int] | np.ndarray,
-    reasons: Sequence[str | None],
-) -> None:
-    """Write `known` with the first `len(reasons)` files in place of what it said of them."""
-    count = len(reasons)
-    columns = [
-        pa.array(column[:count], kind.type) for column, kind in zip((paths, sizes, times, reasons), SCHEMA, strict=True)
-    ]
+def _save(store: Path, paths: pa.Array, sizes: np.ndarray, times: np.ndarray, reasons: Sequence[str | None]) -> None:
+    """Write the store with these files, (n,) each, in place of what it said of them."""
+    columns = [pa.array(column, kind.type) for column, kind in zip((paths, sizes, times, reasons), SCHEMA, strict=True)]
     new = pa.table(columns, schema=SCHEMA)
-    new = new.filter(pa.array(settled(np.array(times[:count])) & (np.array(sizes[:count]) >= 0)))
-    others = known.filter(pc.invert(pc.is_in(known["path"], value_set=new["path"].combine_chunks())))
+    new = new.filter(pa.array(settled(np.asarray(times)) & (np.asarray(sizes) >= 0)))
+    told = SCHEMA.with_metadata({"by": decoders()})
+    waiting: list[pa.Table] = []
     try:
-        with atomic_open(store, "wb") as handle:
-            table = pa.concat_tables([others, new]).replace_schema_metadata({"by": decoders()})
-            pq.write_table(table, handle, compression="zstd")
+        with atomic_open(store, "wb") as handle, pq.ParquetWriter(handle, told, compression="zstd") as writer:
+            for part in _row_groups(store):
+                waiting.append(part.filter(pc.invert(pc.is_in(part["path"], value_set=new["path"].combine_chunks()))))
+                if sum(map(len, waiting)) >= ROW_GROUP:
+                    writer.write_table(pa.concat_tables(waiting).cast(told), row_group_size=ROW_GROUP)
+                    waiting = []
+            writer.write_table(pa.concat_tables([*waiting, new]).cast(told), row_group_size=ROW_GROUP)
     except OSError as error:
         logger.warning("what was checked is not remembered, and will be checked again: %s", error)

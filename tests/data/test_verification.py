@@ -104,11 +104,29 @@ def test_a_full_disk_forgets_and_goes_on(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(verification.pq, "write_table", full)
+        patch.setattr(verification.pq.ParquetWriter, "write_table", full)
         first = check_images(folder, NAMES)
     assert "No space left on device" in caplog.text and len(first) == 2
     assert not list((folder.parent / "cache" / "verified").iterdir())
     assert check_images(folder, NAMES) == first
+
+
+def test_a_store_of_many_pieces_knows_what_one_of_one_piece_knows(
+    folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verification, "ROW_GROUP", 2)
+    monkeypatch.setattr(verification, "BLOCK", 1)
+    monkeypatch.setattr(verification, "SAVE_EVERY", 0.0)
+    first = check_images(folder, NAMES[::-1])
+    assert list(first) == [NAMES[3], NAMES[2]] and len(decoded) == 6
+    (store,) = (folder.parent / "cache" / "verified").iterdir()
+    assert verification.pq.ParquetFile(store).num_row_groups > 1
+    assert check_images(folder, NAMES) == first and len(decoded) == 6
+    (folder / NAMES[2]).unlink()
+    write(folder / NAMES[3], 3)
+    age(folder)
+    assert list(check_images(folder, [*NAMES, NAMES[2]])) == [NAMES[2]]
+    assert verification.pq.read_table(store)["path"].to_pylist().count(NAMES[3]) == 1
 
 
 def test_an_interrupted_check_goes_on_where_it_stood(
