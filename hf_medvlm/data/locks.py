@@ -87,7 +87,10 @@ def held() -> list[Path]:
 @contextmanager
 def taken(folder: str | Path, way_out: str = "") -> Iterator[None]:
     """`take`, and `release` at the end; a folder that this process held before stays held."""
-    before = _held.get(Path(folder).resolve()) == os.getpid()
+    try:
+        before = _held.get(Path(folder).resolve()) == os.getpid()
+    except (RuntimeError, ValueError) as error:  # a link to itself, a name that no file can have
+        raise OSError(f"could not write to {str(folder)!r:.300}: {str(error).partition(' from ')[0]}") from error
     take(folder, way_out)
     try:
         yield

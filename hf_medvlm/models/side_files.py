@@ -70,8 +70,9 @@ _share = either(flag, many(between(0, 1)), between(0, 1))
 CONFIG = _settings(
     (
         ("auto_map", anything),
+        # the original LLaVA's image token is -200
+        *((name, between(-1000, LARGEST, whole=True)) for name in ("image_token_id", "image_token_index")),
         ("*token_id", token_ids),
-        ("image_token_index", token_id),
         *((name, sizes) for name in ("image_size", "patch_size", "hidden_size", "intermediate_size", "vocab_size")),
         *((name, sizes) for name in ("num_attention_heads", "num_key_value_heads")),
         ("max_position_embeddings", between(1, LARGEST)),
@@ -110,11 +111,11 @@ TOKENIZER = _settings(
         ("*_side", words),
         ("*_token", either(flag, token)),  # "add_bos_token": true
         ("added_tokens_decoder", named(_ADDED)),
-        ("additional_special_tokens", _TOKENS),
+        *((name, flag) for name in ("split_special_tokens", "spaces_between_special_tokens")),
         ("*special_tokens", _TOKENS),
         ("model_input_names", many(words)),
         ("chat_template", _TEMPLATE),
-        *((name, flag) for name in ("do_*", "add_*_space", "clean_up_*", "split_special*", "strip_accents")),
+        *((name, flag) for name in ("do_*", "add_*_space", "clean_up_*", "strip_accents")),
         *((name, flag) for name in ("legacy", "use_default_system_prompt", "tokenize_chinese_chars")),
         *((name, words) for name in ("*_class", "name_or_path", "backend", "*_file", "padding_strategy")),
     )
@@ -131,7 +132,7 @@ PIXELS = _settings(
         *((name, sizes) for name in ("patch_size", "*merge_size", "temporal_patch_size")),
         ("*token_id", token_ids),
         ("*_per_token", real),
-        ("*_token", token),
+        ("*_token", either(flag, token)),  # of a few processors, as of tokenizers: "add_eos_token": true
         *((name, some) for name in ("image_seq*", "num_additional_image_tokens", "min_pixels", "max_pixels")),
         *((name, words) for name in ("*_class", "*_type", "*_strategy", "data_format", "*_data_format")),
         ("chat_template", _TEMPLATE),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
+from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from transformers import BertConfig, BertModel, GenerationConfig, ResNetConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 
 from hf_medvlm.models.loading import load_strictly, load_tokenizer
-from hf_medvlm.models.side_files import CONFIG, GENERATION, PIXELS, check_side_files
+from hf_medvlm.models.side_files import CONFIG, FILES, GENERATION, PIXELS, check_side_files
 
 WRONG = [
     ("tokenizer_config.json", '{"model_max_length": "512"}', "model_max_length"),
@@ -69,6 +72,60 @@ def test_what_upstream_writes_passes():
     from hf_medvlm.models.side_files import TOKENIZER
 
     TOKENIZER(published | {"bos_token": {"__type": "AddedToken", "content": "<s>"}, "sp_model_kwargs": {}}, "llama")
+
+
+OLDER: list[tuple[str, dict]] = [
+    ("preprocessor_config.json", {"feature_extractor_type": "CLIPFeatureExtractor", "size": 224, "crop_size": 224}),
+    ("preprocessor_config.json", {"size": [960, 1280], "do_thumbnail": True, "do_align_long_axis": False}),
+    ("preprocessor_config.json", {"size": 800, "max_size": 1333, "format": "coco_detection", "image_mean": None}),
+    ("preprocessor_config.json", {"_valid_processor_keys": ["images"], "size": None, "do_pad": None, "device": None}),
+    ("preprocessor_config.json", {"patch_size": {"height": 16, "width": 16}, "image_grid_pinpoints": [[336, 672]]}),
+    ("preprocessor_config.json", {"feature_extractor_type": "WhisperFeatureExtractor", "mel_filters": [[-0.0, 1e-3]]}),
+    ("config.json", {"torch_dtype": "float16", "vision_config_dict": {"image_size": 224}, "text_config_dict": None}),
+    ("config.json", {"text_config": {"bad_words_ids": None, "id2label": {"0": "A"}, "typical_p": 1.0, "top_k": 50}}),
+    ("config.json", {"mm_vision_tower": "openai/clip", "image_token_index": -200, "pad_token_id": -1}),
+    ("config.json", {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "quantization_config": None}),
+    (
+        "config.json",
+        {"attn_pdrop": 0.1, "image_size": [384, 512], "hidden_size": [64, 128], "max_position_embeddings": 4e3},
+    ),
+    ("generation_config.json", {"_from_model_config": True, "max_length": 4096, "temperature": None, "top_k": 0}),
+    (
+        "generation_config.json",
+        {"forced_decoder_ids": [[1, None]], "suppress_tokens": [1, -1], "alignment_heads": [[5, 3]]},
+    ),
+    ("tokenizer_config.json", {"split_special_tokens": False, "spaces_between_special_tokens": False, "legacy": None}),
+    ("tokenizer_config.json", {"extra_special_tokens": {"image_token": "<image>"}, "cls_token_box": [0, 0, 0, 0]}),
+    (
+        "tokenizer_config.json",
+        {"extra_special_tokens": ["<a>"], "pad_token_label": -100, "auto_map": {"A": ["x", None]}},
+    ),
+    ("processor_config.json", {"num_additional_image_tokens": 1, "patch_size": 14, "image_token": "<image>"}),
+    ("processor_config.json", {"add_eos_token": False, "image_seq_len": 169, "num_query_tokens": None}),
+    ("adapter_config.json", {"peft_type": "LORA", "r": 8, "lora_alpha": 16.5, "target_modules": "all-linear"}),
+    ("adapter_config.json", {"peft_type": "LORA", "modules_to_save": None, "rank_pattern": {}, "use_dora": False}),
+]
+"""What older versions of transformers and peft wrote, under names and in kinds that the present ones do not use."""
+
+
+@pytest.mark.parametrize(("name", "written"), OLDER)
+def test_what_older_versions_wrote_passes(name, written):
+    FILES[name](written, name)
+
+
+def test_what_processors_of_transformers_take_by_default_passes():
+    """Every default of a keyword of every processor there is, read from its code: most need torchvision to be made."""
+    folder = Path(transformers.__file__).parent / "models"
+    seen = 0
+    for file in sorted(folder.glob("*/processing_*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+                names = [argument.arg for argument in node.args.args[-len(node.args.defaults) :]]
+                for name, value in zip(names, node.args.defaults, strict=False):
+                    if isinstance(value, ast.Constant):
+                        PIXELS({name: value.value}, file.name)
+                        seen += 1
+    assert seen > 300
 
 
 def test_loaders_look_at_the_side_files_first(tmp_path):
