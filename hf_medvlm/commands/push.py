@@ -22,15 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Push and print the address, or list the files with `--dry_run`."""
     from hf_medvlm.sharing import hub
-    from hf_medvlm.sharing.model_card import read_run
 
     if args.dry_run:
-        hub.write_model_card(args.folder, args.repo)
-        if not args.hub_public_acknowledged:
-            hub.check_tokenizer(Path(args.folder), read_run(Path(args.folder)))
-        hub.check_weights(Path(args.folder))
-        for path in hub.files_to_push(args.folder):
-            content = hub.content_to_push(path)
+        folder = Path(args.folder)
+        info = hub.check_push(folder, not args.public, args.hub_public_acknowledged)
+        hub.write_model_card(folder, args.repo)
+        local = hub.local_starts(folder, info)
+        for path in hub.files_to_push(folder):
+            content = hub.content_to_push(path, local)
             size = len(content) if isinstance(content, bytes) else path.stat().st_size
             print(f"{size:>14,} bytes  {path.name}")
         return

@@ -181,13 +181,7 @@ def push(
     from huggingface_hub import CommitOperationAdd, HfApi
 
     folder = Path(output_dir)
-    info = read_run(folder)
-    if not private and not public_acknowledged:
-        check_may_be_public(info)
-    if not public_acknowledged:
-        check_tokenizer(folder, info)
-        check_texts(folder)
-    check_weights(folder)
+    info = check_push(folder, private, public_acknowledged)
     api = HfApi(token=token)
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
@@ -208,6 +202,22 @@ def push(
             f"try again with: python -m hf_medvlm push {folder} {repo_id}"
         ) from error
     return str(url)
+
+
+def check_push(folder: Path, private: bool, public_acknowledged: bool) -> dict[str, Any]:
+    """What `push` checks before it asks the Hub anything; the run's `run.json`.
+
+    Raises:
+        ValueError: see `push`.
+    """
+    info = read_run(folder)
+    if not public_acknowledged:
+        if not private:
+            check_may_be_public(info)
+        check_tokenizer(folder, info)
+        check_texts(folder)
+    check_weights(folder)
+    return info
 
 
 def check_may_be_public(info: dict[str, Any]) -> None:

@@ -180,6 +180,20 @@ def test_a_dry_run_lists_exactly_what_a_push_sends(run_folder, hub, model_and_pr
     assert names_to_push(*model_and_processor) == sorted(hub.repos["tester/listed"].files)
 
 
+def test_a_dry_run_refuses_what_the_push_would_refuse(run_folder, capsys, hub):
+    from hf_medvlm.__main__ import main
+
+    (run_folder / "inference.json").write_text('{"prompt": "Zebulonsson has"}')
+    with pytest.raises(SystemExit):
+        main(["push", str(run_folder), "x", "--dry_run"])
+    assert "'Zebulonsson' in it may be somebody's name" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="Zebulonsson"):
+        push(run_folder, "x", token=TOKEN)
+    assert hub.repos == {}
+    main(["push", str(run_folder), "x", "--dry_run", "--hub_public_acknowledged"])
+    assert "inference.json" in capsys.readouterr().out
+
+
 def test_a_private_push_never_lands_in_a_public_repository(run_folder, hub):
     push(run_folder, "open", token=TOKEN, private=False)
     assert not hub.repos["tester/open"].private
