@@ -20,16 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table, write the page and the tables."""
-    from pathlib import Path
-
+    from hf_medvlm.data.locks import taken
     from hf_medvlm.figures.comparison import compare_runs, table, write_tables
     from hf_medvlm.figures.comparison_page import write_page
 
     if args.resamples < 1:
         raise ValueError(f"--resamples {args.resamples}: ask for one or more")
     compared = compare_runs(args.runs, resamples=args.resamples)
-    Path(args.out).mkdir(parents=True, exist_ok=True)
-    write_tables(compared, args.out)
-    path = write_page(compared, args.out)
+    with taken(args.out, "; wait until it has ended, or name another --out"):
+        write_tables(compared, args.out)
+        path = write_page(compared, args.out)
     print(table(compared))
     print(f"\n{len(compared.lines[0])} studies; open {path}")

@@ -27,6 +27,7 @@ from hf_medvlm.data.conversations import to_llava, with_conversations
 from hf_medvlm.data.convert_images import convert_images, copy_names
 from hf_medvlm.data.files import atomic_open, write_json
 from hf_medvlm.data.images import open_radiograph
+from hf_medvlm.data.locks import taken
 from hf_medvlm.data.parquet import batches, is_parquet, master_writer
 from hf_medvlm.data.prepare_options import read_corpus
 from hf_medvlm.data.prepare_parts import digest_of, parse_shard, part_of, part_path, read_parts, write_part
@@ -80,7 +81,7 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
         The statistics, and what was left out.
 
     Raises:
-        ValueError: a corpus that cannot be read; a patient in two splits; nothing is left.
+        ValueError: a corpus that cannot be read; a patient in two splits; nothing is left; another is writing.
     """
     if not options.root.is_dir():
         raise ValueError(f"--root {options.root} is no folder")
@@ -90,7 +91,8 @@ def prepare(options: Namespace) -> tuple[dict[str, Any], list[Rejected]]:
     tallies: dict[str, Tally] = {}
     leaks: dict[str, list[str]] = {}
     languages: Counter[str] = Counter()
-    with no_garbage_collection(), _writer(out) as write:
+    held = taken(out.parent, "; wait until it has ended, or name an --out in another folder")
+    with held, no_garbage_collection(), _writer(out) as write:
         for block in _merged(options, parts) if options.merge else _blocks(options):
             write(block)
             rejected += block.rejected
