@@ -297,6 +297,9 @@ def load_strictly(
             "config.json and weights of one and the same model"
         )
     check_finite(model.named_parameters(), f"{folder} ({names})")
+    # Under ZeRO-3 transformers keeps those that were not used too, and would save names that no other program knows.
+    conversions = getattr(model, "_weight_conversions", None) or []
+    model._weight_conversions = [conversion for conversion in conversions if conversion.was_used()]
     return model
 
 

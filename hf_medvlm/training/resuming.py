@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, PreTrainedModel, Trainer, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
@@ -45,6 +46,12 @@ class Resumable(Trainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.add_callback(StopWhenAsked())
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """The Trainer's; a program's second trainer has the first one's DeepSpeed settings, as accelerate wants it."""
+        if AcceleratorState._shared_state.get("deepspeed_plugins"):
+            self.args.deepspeed_plugin = None
+        super().create_accelerator_and_postprocess()
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
         """The Trainer's.

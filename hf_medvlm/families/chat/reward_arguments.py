@@ -40,6 +40,11 @@ class RewardChatArguments(MessageModelArguments, RewardArguments):
         "each study, kept in pairs.jsonl",
     )
     dpo_beta: float = option(0.1, "dpo: how firmly the model is held to its start; higher moves it less")
+    reward_supervised_studies: int = option(
+        1,
+        "with --reward_supervised_weight: own reports learnt for each rewarded study: 1, its own; N, also those of the "
+        "next N - 1 training studies",
+    )
     supervised_steps: int = option(200, "without --model_name_or_path: steps of supervision before the rewards")
     use_vllm: bool = option(False, "grpo: let vLLM write the reports; it has to be installed")
 
@@ -53,8 +58,10 @@ class RewardChatArguments(MessageModelArguments, RewardArguments):
             raise ValueError(f"--method {self.method}: choose {' or '.join(METHODS)}")
         if self.greedy:
             raise ValueError("--reward_baseline greedy: TRL holds reports against one another; leave the option out")
-        if self.reward_supervised_weight:
-            raise ValueError("--reward_supervised_weight: TRL learns from sampled reports alone; leave the option out")
+        if self.reward_supervised_weight and self.method != "grpo":
+            raise ValueError("--reward_supervised_weight is for --method grpo; dpo learns from pairs alone")
+        if self.reward_supervised_studies < 1:
+            raise ValueError(f"--reward_supervised_studies {self.reward_supervised_studies}: it must be 1 or more")
         self.check_reward()
         if self.pairs is not None and self.method != "dpo":
             raise ValueError(f"--pairs is for --method dpo; {self.method} writes its own reports")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import torch
+from torch import Tensor
 from transformers import EarlyStoppingCallback, ProcessorMixin, TrainingArguments
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
@@ -21,6 +23,7 @@ from hf_medvlm.data.load import Splits
 from hf_medvlm.data.rows import Row, StudyRows
 from hf_medvlm.data.study import Study
 from hf_medvlm.evaluation.base import Evaluation, without_nan
+from hf_medvlm.families.chat.lazy_rows import lazy_rows
 from hf_medvlm.families.chat.message_evaluation import MessageEvaluation
 from hf_medvlm.families.chat.message_recipe import MessageTrainer, message_trainer
 from hf_medvlm.families.chat.pairs import (
@@ -33,7 +36,7 @@ from hf_medvlm.families.chat.pairs import (
     write_pairs,
 )
 from hf_medvlm.families.chat.reward_arguments import RewardChatArguments
-from hf_medvlm.families.chat.stock import load_stock
+from hf_medvlm.families.chat.stock import ChatObjective, load_stock
 from hf_medvlm.rewards.reward import Reward, make_reward
 from hf_medvlm.training.arguments import MedVLMArguments
 from hf_medvlm.training.callbacks import Throughput
@@ -57,6 +60,7 @@ class ChatRewardTrainer(RewardScores, MessageTrainer):
     """
 
     evaluation: MessageEvaluation
+    objective: ChatObjective
     stepping: Any  # TRL's trainer, once there is one
 
     def __init__(self, *args: Any, options: RewardChatArguments, start: str, **kwargs: Any) -> None:
@@ -80,6 +84,7 @@ class ChatRewardTrainer(RewardScores, MessageTrainer):
     def follow(self, stepping: Any) -> None:
         """Evaluate and save what `stepping` trains, wrapped as it wraps it."""
         self.state, self.model_wrapped, self.deepspeed = stepping.state, stepping.model_wrapped, stepping.deepspeed
+        self.accelerator = stepping.accelerator  # the one that knows the DeepSpeed engine
 
     def score_start(self, resumed: bool) -> None:
         """As `RewardScores`, of the model that TRL has put on its devices."""
@@ -99,6 +104,24 @@ class ChatRewardTrainer(RewardScores, MessageTrainer):
         else:
             what = f"the best and the worst of {samples} of each study, written once before training"
         checks.add(OK, "reports", what)
+
+    def supervised_loss(self, model: Any, report_of: Tensor, tokens: Tensor) -> Tensor:
+        """`--reward_supervised_weight` times the supervised loss of some studies' own reports.
+
+        More of them than of sampled ones: Ouyang et al. 2022 (arXiv 2203.02155), PPO-ptx, mix in eight times as many.
+
+        Args:
+            report_of: places among the training studies, below 0 where none is to be learnt (see `reports_to_learn`);
+                of each, `--reward_supervised_studies` in a row are.
+            tokens: (), what the loss is a mean over.
+        """
+        places = report_of[report_of >= 0].tolist()
+        beside, count = range(self.options.reward_supervised_studies), len(self.train_dataset)
+        # every process runs the model equally often: on the first study where there is none
+        rows = [self.train_dataset[(place + more) % count] for place in places or [0] for more in beside]
+        batch = self._prepare_inputs(self.data_collator(rows))
+        loss = self.objective(model, batch, {"tokens": tokens}).loss
+        return loss * (self.options.reward_supervised_weight if places else 0.0)
 
     # -- what TRL asks for ---------------------------------------------------------------------------------------------
 
@@ -169,6 +192,14 @@ def reward_functions(trainer: ChatRewardTrainer, studies: Sequence[Study]) -> tu
     return [function(name) for name in names], [trainer.reward.weights[name] for name in names]
 
 
+def reports_to_learn(examples: Sequence[Mapping[str, Any]], samples: int) -> Tensor:
+    """(R,): the `place` of the study for the first of each `samples` texts, -1 for the others.
+
+    TRL shuffles the texts of a step and cuts them into micro-batches; each study's own report is learnt once in it.
+    """
+    return torch.tensor([x["place"] if number % samples == 0 else -1 for number, x in enumerate(examples)])
+
+
 def text_of(completion: Any) -> str:
     """The text of what TRL hands on: a list of one message, whose content is a text or blocks."""
     content = completion if isinstance(completion, str) else completion[0]["content"]
@@ -193,6 +224,7 @@ def grpo(trainer: ChatRewardTrainer, resumed: bool) -> Any:
         "beta": options.reward_kl,
         "epsilon": options.reward_clip,
         "reward_weights": weights,
+        "loss_type": "dapo",  # token losses are a mean over the tokens sampled for a step
         "use_vllm": options.use_vllm,
         "trust_remote_code": False,
     }
@@ -201,7 +233,9 @@ def grpo(trainer: ChatRewardTrainer, resumed: bool) -> Any:
         examples = [trainer.example(studies[place]) | {"place": place} for place in places]
         return {name: [example[name] for example in examples] for name in examples[0]}
 
-    return _stepping(GRPOTrainer, GRPOConfig, trainer, settings, _lazy(len(studies), rows), {"reward_funcs": functions})
+    return _stepping(
+        GRPOTrainer, GRPOConfig, trainer, settings, lazy_rows(len(studies), rows), {"reward_funcs": functions}
+    )
 
 
 def dpo(trainer: ChatRewardTrainer, resumed: bool) -> Any:
@@ -223,15 +257,7 @@ def dpo(trainer: ChatRewardTrainer, resumed: bool) -> Any:
         with unsharded(training):
             reference = load_stock(trainer.start, trainer.model.dtype)
     settings = {"beta": options.dpo_beta, "max_length": None, "trust_remote_code": False}
-    return _stepping(DPOTrainer, DPOConfig, trainer, settings, _lazy(len(pairs), rows), {"ref_model": reference})
-
-
-def _lazy(count: int, rows: Callable[[Sequence[int]], dict[str, list]]) -> Any:
-    """A `datasets.Dataset` whose images are read when a row is asked for."""
-    from datasets import Dataset
-
-    table = Dataset.from_dict({"place": list(range(count))})
-    return table.with_transform(lambda batch: rows(batch["place"]))
+    return _stepping(DPOTrainer, DPOConfig, trainer, settings, lazy_rows(len(pairs), rows), {"ref_model": reference})
 
 
 def _stepping(
@@ -255,14 +281,31 @@ def _stepping(
             self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-        def _generate_and_score_completions(self, *args: Any, **kwargs: Any) -> Any:
+        def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> Any:
             """TRL puts prompts of different lengths to the right, and asks the processor for token types in its way."""
             tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
             side, tokenizer.padding_side = tokenizer.padding_side, "left"
             try:
-                return super()._generate_and_score_completions(*args, **kwargs)
+                texts = super()._generate_and_score_completions(inputs)
             finally:
                 tokenizer.padding_side = side
+            if trainer.options.reward_supervised_weight:
+                texts["report_of"] = reports_to_learn(inputs, trainer.options.reward_samples).to(self.args.device)
+            return texts
+
+        def compute_loss(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+            """TRL's, and with `--reward_supervised_weight` the loss of the studies' own reports."""
+            report_of = inputs.get("report_of")
+            loss: Any = super().compute_loss(model, inputs, *args, **kwargs)
+            if report_of is None:
+                return loss
+            parts, training = self.current_gradient_accumulation_steps, cast(Any, self.args)
+            tokens = inputs["num_items_in_batch"].clamp(min=1) / self.accelerator.num_processes
+            tokens = tokens * parts / training.steps_per_generation  # as in TRL's own mean
+            supervised = trainer.supervised_loss(model, report_of, tokens)
+            noted = self.accelerator.gather(supervised.detach() * parts).mean()
+            self._metrics["train"]["supervised"].append(noted.item())
+            return loss + supervised
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:
             """None of TRL's: the run's own card is written at its end."""

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import chat_folders
 import pytest
 import reward_chat
 import torch
+from families import build
+from launch import together
 from safetensors.torch import load_file
 
 from hf_medvlm.data.load import load_splits
+from hf_medvlm.data.rows import StudyRows
 from hf_medvlm.data.study import Study
+from hf_medvlm.families.chat.lazy_rows import lazy_rows
 from hf_medvlm.families.chat.pairs import Pair, rank, read_pairs, write_pairs
 from hf_medvlm.families.chat.reward_arguments import RewardChatArguments
-from hf_medvlm.families.chat.reward_recipe import reward_functions
+from hf_medvlm.families.chat.reward_recipe import ChatRewardTrainer, reports_to_learn, reward_functions
 from hf_medvlm.rewards.reward import make_reward
 
 pytest.importorskip("trl")
@@ -42,7 +48,8 @@ def run(folder: Path, *words: object) -> dict:
 
 STEPS = ("--config", "reward_chat_tiny", "--max_steps", 2)
 STEPS += ("--save_steps", 1, "--eval_steps", 2, "--load_best_model_at_end", False)
-STEPS += ("--reward_kl", 0.05, "--learning_rate", 1e-3)
+STEPS += ("--reward_kl", 0.05, "--reward_supervised_weight", 0.5, "--learning_rate", 1e-3)
+STEPS += ("--gradient_accumulation_steps", 2, "--per_device_train_batch_size", 1)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +75,7 @@ def test_a_run_of_grpo_is_a_run_like_any_other(grpo):
         "clip_ratio/region_mean",
         "completions/mean_length",
         "distinct",
+        "supervised",
     } <= set(step)
     assert any("eval_cider" in entry for entry in history) and any("start_cider" in entry for entry in history)
     before, after = load_file(grpo / "supervised" / "model.safetensors"), load_file(grpo / "model.safetensors")
@@ -120,6 +128,61 @@ def test_trl_is_given_each_term_and_its_weight():
     assert rewards == [1.0, 1.0] and noted == {"distinct": 1.0}
 
 
+@pytest.mark.parametrize("beside", [1, 2])
+def test_own_reports_are_learnt_once_in_a_step_however_it_is_cut(beside):
+    """TRL's shuffled micro-batches together give `weight` times the own reports' log-likelihood, a sampled token."""
+    splits = load_splits(synthetic_studies=8, synthetic_size=48)
+    family = build("qwen2_5_vl", splits)
+    rows, collator, model = StudyRows(list(splits.train)), family.collator(False), family.model.eval()
+    trainer = SimpleNamespace(
+        train_dataset=rows,
+        data_collator=collator,
+        objective=family.objective,
+        options=RewardChatArguments(reward_supervised_weight=3.0, reward_supervised_studies=beside),
+        _prepare_inputs=lambda batch: batch,
+    )
+    last = len(rows) - 1
+    marks = reports_to_learn([{"place": place} for place in (last, last, 0, 0)], samples=2)
+    assert marks.tolist() == [last, -1, 0, -1]
+    tokens = torch.tensor(7.0)
+    cut = [marks[[1, 0]], marks[[3, 1]], marks[[2, 3]]]  # the second has none
+    losses = [ChatRewardTrainer.supervised_loss(trainer, model, part, tokens) for part in cut]
+    slow = torch.zeros(())
+    for place in (last, 0) if beside == 1 else (last, 0, 0, 1 % len(rows)):
+        batch = collator([rows[place]])
+        labels = batch.pop("labels")
+        log_probs = model(**batch).logits.log_softmax(-1)[0]
+        for column, label in enumerate(labels[0].tolist()):
+            if label != -100:
+                slow = slow - log_probs[column - 1, label]
+    assert losses[1] == 0
+    torch.testing.assert_close(sum(losses), 3 * slow / 7)
+
+
+@pytest.mark.slow
+def test_grpo_under_zero3_leaves_the_file_that_the_start_is(root, tmp_path):
+    """One step in two processes; names and shapes of the weights are those of the folder, as vLLM wants them."""
+    start = chat_folders.llava(tmp_path / "start")
+    words = [*SMALL, "--max_steps", 1, "--model_name_or_path", start, "--reward_supervised_weight", 1]
+    words += ["--eval_strategy", "no", "--per_device_train_batch_size", 1, "--max_new_tokens", 4]
+    zero3 = ["--deepspeed", root / "ds_configs" / "zero3.json", "--output_dir", "run"]
+    together(root / "recipes" / "reward_chat.py", *words, *zero3, folder=tmp_path)
+    before, after = load_file(start / "model.safetensors"), load_file(tmp_path / "run" / "model.safetensors")
+    assert {name: value.shape for name, value in after.items()} == {n: value.shape for n, value in before.items()}
+    assert any(not torch.equal(after[name], value) for name, value in before.items())
+    results = json.loads((tmp_path / "run" / "test_results.json").read_text())
+    assert results["n"] == 3 and "supervised_start" in results["baselines"]
+
+
+def test_a_data_set_for_trl_is_not_pickled_for_its_fingerprint():
+    def rows(places):
+        return {"prompt": [str(place) for place in places], "unreadable": [thread.name for _ in places]}
+
+    thread = threading.Thread(name="cannot be pickled")
+    table = lazy_rows(3, rows).select([2])
+    assert table[0] == {"prompt": "2", "unreadable": "cannot be pickled"}
+
+
 def test_the_best_and_the_worst_report_of_a_study_are_a_pair():
     texts = [["Pneumothorax.", "Left pleural effusion.", "The lungs are clear."], ["Clear lungs."] * 3]
     assert rank(texts, STUDIES[:2], reward()) == [Pair("s0", "Left pleural effusion.", "Pneumothorax.")]
@@ -152,7 +215,8 @@ def test_pairs_are_read_and_what_cannot_be_is_named(tmp_path):
         ({"pairs": "x"}, "--pairs is for --method dpo"),
         ({"use_vllm": True}, "vLLM is not installed"),
         ({"reward_baseline": "greedy"}, "leave the option out"),
-        ({"reward_supervised_weight": 1.0}, "leave the option out"),
+        ({"reward_supervised_weight": 1.0, "method": "dpo"}, "is for --method grpo"),
+        ({"reward_supervised_studies": 0}, "must be 1 or more"),
         ({"reward_samples": 1}, "needs 2 or more"),
     ],
 )
