@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from hf_medvlm.data.files import cache_folder
+from hf_medvlm.errors import clipped
 
+LONGEST = 4000
+"""Letters of a message; a longer one quotes a path or a value that nobody reads to its end."""
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO}
 CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 """The errors of a place that takes nothing at all, whatever room there is."""
@@ -61,7 +64,7 @@ def sentence(error: BaseException, words: Sequence[str], option: str = "") -> st
         words: the command line, whose option for that place is named.
         option: what else would name the place, where the command line did not.
     """
-    text = str(error)
+    text = str(error) if len(str(error)) <= LONGEST else clipped(str(error))
     if not isinstance(error, OSError):
         return text
     number = error.errno

@@ -115,6 +115,7 @@ def predict_studies(
     settings = _settings(predictor, new, options)
     with ExitStack() as held:
         with state.main_process_first():
+            check_place(folder, "--out")
             if folder.exists() and not folder.is_dir():
                 raise ValueError(f"--out {folder} is a file; name a folder")
             if state.is_main_process:
@@ -373,7 +374,6 @@ def _settings(predictor: Predictor, new: NewStudies, options: PredictOptions) ->
 
 def _claim(folder: Path, settings: dict[str, Any], overwrite: bool) -> dict[str, Any]:
     """Mark the folder as ours, or go on with what was begun there."""
-    check_place(folder, "--out")
     path, plain = folder / SETTINGS, json.loads(json.dumps(without_nan(settings)))
     main = PartialState().is_main_process
     if path.is_file():

@@ -28,15 +28,17 @@ HERE = {
     "options": 20,
     "weight files": 40,
     "metrics": 30,
+    "pairs": 30,
+    "shards": 25,
 }
 """Reader -> cases. Checkpoints, whole corpora and pages of results, which take longer, are the long run's."""
 
 
 def readers():
-    from fuzzing import models, pixels, scores, tables
+    from fuzzing import exports, models, pixels, scores, tables
     from fuzzing import settings as options
 
-    return {r.name: r for module in (pixels, tables, options, models, scores) for r in module.READERS}
+    return {r.name: r for module in (pixels, tables, options, models, scores, exports) for r in module.READERS}
 
 
 @pytest.mark.parametrize("name", HERE)
@@ -76,13 +78,16 @@ def test_malformed_inputs_are_refused_or_rightly_taken(name, cache, monkeypatch)
 
 def test_what_is_no_plain_file_is_refused_at_once(tmp_path):
     """A pipe or a device where a file is wanted; opening one would wait for ever, so that nothing opens it."""
-    from hf_medvlm.data.files import load_json, read_yaml
+    from hf_medvlm.data.files import check_place, load_json, read_yaml, write_json
     from hf_medvlm.data.images import open_radiograph
+    from hf_medvlm.data.load import load_splits
     from hf_medvlm.data.sources.conversation_files import read_conversation_file
     from hf_medvlm.data.sources.table import load_table
     from hf_medvlm.data.study import read_jsonl
+    from hf_medvlm.families.chat.pairs import read_pairs
     from hf_medvlm.figures.results import load_run
     from hf_medvlm.models.convert.checkpoint import read_json, read_state_dict
+    from hf_medvlm.models.loading import find_folder
     from hf_medvlm.training.deepspeed import read_deepspeed
 
     pipe, zeros = tmp_path / "pipe", tmp_path / "zeros"
@@ -96,6 +101,9 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path):
         for suffix, read in (
             (".json", read_conversation_file),
             (".csv", lambda p: load_table(str(p), image_folder=tmp_path)),
+            (".parquet", lambda p: load_table(str(p), image_folder=tmp_path)),
+            (".tar", lambda p: load_splits(str(p))),
+            (".jsonl", lambda p: read_pairs(p, [])),
         ):
             named = path.with_suffix(suffix)
             named.symlink_to(path)
@@ -106,6 +114,12 @@ def test_what_is_no_plain_file_is_refused_at_once(tmp_path):
     (run / "run.json").symlink_to(pipe)
     with pytest.raises(ValueError, match="run.json.*no plain file"):
         load_run(run)
+    with pytest.raises(ValueError, match="vocab.txt.*no plain file"):
+        (run / "vocab.txt").symlink_to(pipe)
+        find_folder(run)
+    for write in (lambda path: write_json(path, {}), lambda path: check_place(path, "--out")):
+        with pytest.raises((ValueError, OSError), match="zeros"):
+            write(zeros)
 
 
 def test_errors_of_libraries_become_sentences_and_ours_stay_tracebacks():
