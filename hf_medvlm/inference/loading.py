@@ -142,6 +142,8 @@ def family_of(folder: Path) -> ModuleType:
 def read_settings(folder: Path) -> dict[str, Any]:
     """`inference.json` of a run; a checkpoint inside a run shares that of the run. Empty where there is none.
 
+    A null there is a name that is not there.
+
     Raises:
         ValueError: it is no JSON object.
     """
@@ -149,7 +151,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         path = place / SETTINGS
         if path.is_file():
             settings = WRITTEN(load_json(path, dict), f"{path}:")
-            return settings
+            return {name: value for name, value in settings.items() if value is not None}
     return {}
 
 

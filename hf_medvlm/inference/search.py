@@ -136,7 +136,7 @@ class Index:
                 if number in wanted:
                     place = f"{path}:{number + 1}"
                     lines[number] = LINE(read_json(text, path, number + 1), f"{place}:")
-                    if not 0 <= (lines[number].get("map_image") or 0) < max(1, len(lines[number]["images"] or [])):
+                    if not 0 <= (lines[number].get("map_image") or 0) < max(1, len(lines[number].get("images") or [])):
                         raise ValueError(f"{place}: map_image is none of the study's images; make the index anew")
                     if len(lines) == len(wanted):
                         break
@@ -144,7 +144,7 @@ class Index:
             raise ValueError(f"{path}: fewer lines than the {self.rows:,} embeddings beside it; make the index anew")
         hits = []
         for rank, (row, score) in enumerate(rows, start=1):
-            images = lines[row]["images"]
+            images = lines[row].get("images") or []
             image = images[lines[row].get("map_image") or 0]["path"] if images else ""
             hits.append(Hit(rank, score, lines[row]["study_id"], image))
         return hits

@@ -340,7 +340,7 @@ def _typed(path: str, options: Mapping[str, Any], parser: HfArgumentParser) -> d
         action = actions[name]
         try:
             if value is None:
-                if action.default is not None and not isinstance(action.default, str):
+                if action.default is not None:
                     raise ValueError("a value is needed")
                 typed[name] = None
             elif isinstance(value, dict):

@@ -285,7 +285,10 @@ def _moment(row: Mapping[str, Any], date: str | None, time: str | None) -> str |
     """The date of a row, with its time where there is one; dates that pandas made floats (20200131.0) are dates."""
     if date is None:
         return None
-    day = id_text(row.get(date), date) if isinstance(row.get(date), (str, float)) else text_of(row.get(date))
+    try:
+        day = id_text(row.get(date), date) if isinstance(row.get(date), (str, float)) else text_of(row.get(date))
+    except ValueError as error:
+        raise EntryError("impossible date", str(error)) from error
     clock = text_of(row.get(time)).replace(":", "") if time else ""
     return parse_date(day, id_text(clock, str(time))) if day else None
 

@@ -39,19 +39,22 @@ def read_vqa_rad(path: str | Path) -> list[Study]:
                 f"found {question!r:.100}, {answer!r:.100}, {kind!r:.100}"
             )
         turns = [{"from": HUMAN, "value": f"{IMAGE}\n{question}"}, {"from": ASSISTANT, "value": answer}]
-        studies.append(
-            Study(
-                study_id=f"{row['image']}:{number}",
-                patient_id=id_text(row.get("patient_id"), "patient_id") or row["image"],
-                split=SPLIT_NAMES.get((row.get("split") or "").lower()),
-                images=(StudyImage(row["image"]),),
-                report=answer,
-                source="VQA-RAD",
-                licence=row.get("licence") or "",
-                conversations=tuple(turns),
-                answer_type=kind,
+        try:
+            studies.append(
+                Study(
+                    study_id=f"{row['image']}:{number}",
+                    patient_id=id_text(row.get("patient_id"), "patient_id") or row["image"],
+                    split=SPLIT_NAMES.get((row.get("split") or "").lower()),
+                    images=(StudyImage(row["image"]),),
+                    report=answer,
+                    source="VQA-RAD",
+                    licence=row.get("licence") or "",
+                    conversations=tuple(turns),
+                    answer_type=kind,
+                )
             )
-        )
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
     if rejected:
         raise ValueError(str(rejected[0]))
     if not studies:

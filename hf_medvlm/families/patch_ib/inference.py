@@ -30,7 +30,7 @@ def load_predictor(folder: Path, settings: dict[str, Any], dtype: torch.dtype) -
     model = load_strictly(PatchIBModel, folder, dtype=dtype)
     processor = load_processor(folder)
     collator = PairCollator(processor, folder, max_length=settings.get("max_length", PairCollator.max_length))
-    evaluation = PatchEvaluation(collator, model, findings=tuple(settings.get("findings", CHEXPERT_14)))
+    evaluation = PatchEvaluation(collator, model, findings=tuple(settings.get("findings") or CHEXPERT_14))
     return PatchPredictor(model, evaluation, folder)
 
 
