@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,15 @@ def check_sides(name: str, predictions: Any, references: Any) -> None:
             raise ValueError(f"{name}: row {missing} of the {side} is None; leave the study out on both sides")
     if len(predictions) != len(references):
         raise ValueError(f"{name}: {len(predictions)} predictions for {len(references)} references; give one for each")
+
+
+def check_options(name: str, compute: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a keyword that `compute` does not take, with those that it does."""
+    parameters = inspect.signature(compute).parameters
+    unknown = [key for key in options if key not in parameters]
+    if unknown and all(each.kind is not each.VAR_KEYWORD for each in parameters.values()):
+        there = ", ".join(key for key in parameters if key not in ("predictions", "references")) or "none"
+        raise ValueError(f"{name} takes no {clipped(', '.join(map(repr, unknown)))}; its keyword arguments: {there}")
 
 
 def _is_scalar(rows: Any) -> bool:

@@ -16,7 +16,7 @@ import evaluate
 import numpy as np
 
 from hf_medvlm.errors import clipped
-from hf_medvlm.metrics.base import InMemory, check_sides, numbers
+from hf_medvlm.metrics.base import InMemory, check_options, check_sides, numbers
 from hf_medvlm.metrics.facts import LOWER, NEITHER, RETRIEVAL, Fact
 
 PRIMARY, GREATER_IS_BETTER = "mean_recall", True
@@ -211,6 +211,7 @@ class Metric(InMemory, evaluate.Metric):
         """Scores arrays as they are: a trip through Arrow would copy a gallery of 200,000 several times over."""
         if predictions is None or self.writer is not None:
             return super().compute(predictions=predictions, references=references, **options)
+        check_options("retrieval", self._compute, options)
         check_sides("retrieval", predictions, references)
         return self._compute(predictions, references, **options)
 

@@ -122,9 +122,10 @@ def export_model(
 def _asked_of(folder: Path) -> Iterator[None]:
     """What a model or its processor refuses is said with its folder."""
     try:
-        yield
+        with library_errors(f"{folder}: the model cannot answer", "compare its files with those of the run"):
+            yield
     except ValueError as error:
-        raise ValueError(f"{error} (asked of {folder})") from error
+        raise error if str(folder) in str(error) else ValueError(f"{error} (asked of {folder})") from error
 
 
 @contextmanager
