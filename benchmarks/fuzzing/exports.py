@@ -299,8 +299,8 @@ def justify_launch(made: Made, result: Any) -> str | None:
     kept = {
         key: value for key, value in result.to_dict().items() if key in DataLoaderConfiguration.__dataclass_fields__
     }
-    flags = all(value is None or isinstance(value, bool) for value in kept.values())
-    return "each is a flag" if flags and DataLoaderConfiguration(**kept) else None
+    are_flags = all(value is None or isinstance(value, bool) for value in kept.values())
+    return "each is a flag" if are_flags and DataLoaderConfiguration(**kept) else None
 
 
 READERS = [
