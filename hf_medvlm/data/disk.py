@@ -82,7 +82,7 @@ def sentence(error: BaseException, words: Sequence[str], option: str = "") -> st
 
 def _another(place: Path, words: Sequence[str]) -> str:
     """What names another place than `place`: its option, or the variable of the environment; "" for neither."""
-    place = place.absolute()
+    written, place = place, place.absolute()
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, _, value = word.partition("=") if "=" in word else (word, "", following)
         named = Path(value).absolute()
@@ -90,6 +90,7 @@ def _another(place: Path, words: Sequence[str]) -> str:
             return f"name another place with {option}"
     if place.is_relative_to(cache_folder().absolute()):
         return "name another folder in the environment as HF_MEDVLM_CACHE"
-    if tempfile.tempdir and place.is_relative_to(Path(tempfile.tempdir).absolute()):
+    # a relative place is the program's own choice, wherever it was started
+    if tempfile.tempdir and written.is_absolute() and place.is_relative_to(Path(tempfile.tempdir).absolute()):
         return "name another folder in the environment as TMPDIR"
     return ""

@@ -125,7 +125,7 @@ class Study:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not str(self.study_id or "").strip() or not str(self.patient_id or "").strip():
+        if not self.study_id or not self.patient_id:
             raise ValueError(
                 f"a study needs a study_id and a patient_id, got {self.study_id!r:.100} and {self.patient_id!r:.100}"
             )
