@@ -142,6 +142,17 @@ def check_place(path: str | Path, option: str = "") -> None:
         raise ValueError(f"{named} is a pipe or a device; name another place")
 
 
+def check_folder(path: str | Path, option: str) -> None:
+    """`check_place` of what is to be a folder.
+
+    Raises:
+        ValueError: as there; a file.
+    """
+    check_place(path, option)
+    if os.path.isfile(path):
+        raise ValueError(f"{option} {path} is a file; name a folder")
+
+
 ENCODING_BY_MARK = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 """Encodings by the byte order mark that a file begins with."""
 

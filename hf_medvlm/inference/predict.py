@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hf_medvlm import __version__
-from hf_medvlm.data.files import atomic_open, check_place, load_json, write_json
+from hf_medvlm.data.files import atomic_open, check_folder, load_json, write_json
 from hf_medvlm.data.locks import taken
 from hf_medvlm.data.rows import Row
 from hf_medvlm.data.sources.base import Rejected
@@ -115,9 +115,7 @@ def predict_studies(
     settings = _settings(predictor, new, options)
     with ExitStack() as held:
         with state.main_process_first():
-            check_place(folder, "--out")
-            if folder.exists() and not folder.is_dir():
-                raise ValueError(f"--out {folder} is a file; name a folder")
+            check_folder(folder, "--out")
             if state.is_main_process:
                 held.enter_context(taken(folder, "; wait until it has ended, or name another --out"))
             settings = _claim(folder, settings, overwrite)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hf_medvlm.data.files import check_place
+from hf_medvlm.data.files import check_folder
 from hf_medvlm.data.locks import take
 from hf_medvlm.training.checkpoints import last_checkpoint
 
@@ -29,10 +29,8 @@ def choose_output_dir(
     """
     resume = None if str(resume).lower() in ("none", "false", "") else resume
     if named is not None:
-        check_place(named, option)
+        check_folder(named, option)
         chosen = Path(named)
-        if chosen.is_file():
-            raise ValueError(f"{option} {named} is a file; name a folder")
     elif resume and str(resume).lower() != "true":
         chosen = Path(resume).parent
     else:
